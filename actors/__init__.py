@@ -1,0 +1,1 @@
+"""Records: the ports, the data path of a lane, owners and scorers. Knows nothing of clusters."""

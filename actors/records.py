@@ -1,0 +1,84 @@
+"""A batch of decoded records, column by column, and what could not be decoded.
+
+Rule for time: records count in offset order, whatever their timestamps say; a late or duplicate
+timestamp is scored like any other. A timestamp that cannot be (not a number, negative, past the
+year 2200, or further ahead of the log's own timestamp than `ahead_max_ms`) rejects the record.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raywatch.models.scorer import F64, I32, I64, U8
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSpec:
+    """Which fields of a record are what. Fields are top-level names of a JSON object."""
+
+    values: tuple[str, ...]  # C channels, in this order
+    key: str | None = None  # None: the Kafka key is the key
+    time: str | None = None  # epoch milliseconds or ISO 8601; None: the log's timestamp
+    ahead_max_ms: int = 86_400_000  # furthest a record's time may lie ahead of the log's timestamp
+    bytes_max: int = 1_048_576  # a larger value is rejected unread
+    key_bytes_max: int = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that could not be decoded: where it was, why, and its bytes."""
+
+    partition: int  # index into the lane's tuple
+    offset: int
+    reason: str  # one of REASONS
+    detail: str  # what exactly, with the offending value cut to 200 characters
+    value: bytes | None
+
+
+REASONS = (
+    "empty value",  # a tombstone
+    "too large",
+    "not JSON",
+    "not an object",
+    "missing field",
+    "wrong type",
+    "not finite",  # NaN or an infinity
+    "bad key",  # empty, or longer than key_bytes_max
+    "bad time",
+    "too many keys",  # the lane holds keys_max keys already and this one is new
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Decoded records of one lane, in the order they were read.
+
+    Record i has key `text[key_begin[i] : key_begin[i] + key_size[i]]`. A channel that is null or
+    absent while another channel of the record is present is NaN (missing); a record without any
+    channel is a reject.
+    """
+
+    partition: I32  # (N,) index into the lane's tuple
+    offset: I64  # (N,)
+    time_ms: I64  # (N,)
+    values: F64  # (N, C)
+    text: U8  # the bytes that keys point into
+    key_begin: I64  # (N,)
+    key_size: I32  # (N,)
+    rejects: list[Reject] = field(default_factory=lambda: [])
+
+    def __len__(self) -> int:
+        return int(self.offset.shape[0])
+
+    def key(self, index: int) -> bytes:
+        """The key of one record (for alerts and tests, not for loops over a batch)."""
+        begin = int(self.key_begin[index])
+        return self.text[begin : begin + int(self.key_size[index])].tobytes()
+
+
+def empty_records(channels: int) -> Records:
+    """A batch of nothing."""
+    i32, i64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    return Records(
+        i32, i64, i64, np.zeros((0, channels)), np.zeros(0, np.uint8), i64, i32
+    )

@@ -1,0 +1,45 @@
+"""What a lane must know of its detector. Plain values: they travel to owners as they are."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raywatch.actors.records import RecordSpec
+from raywatch.models.settings import DecideSettings, MissingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """One detector: topics, fields, policy, names of its topics, bounds."""
+
+    name: str
+    topics: tuple[str, ...]
+    record: RecordSpec
+    model: str  # name or name@hash
+    decide: DecideSettings = field(default_factory=DecideSettings)
+    missing: MissingSettings = field(default_factory=MissingSettings)
+    group: str = ""
+    alerts: str = ""
+    rejects: str = ""
+    audit: str = "raywatch.audit"
+    lanes: int = 4
+    start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
+    lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
+    keys_max: int = 1_000_000  # keys a lane may hold
+    batch_records: int = 20_000  # most records in a batch
+    batch_wait_s: float = 0.05  # longest a record waits for its batch to fill
+    in_flight: int = 4  # batches of a lane at the scorers
+    checkpoint_s: float = 0.2  # longest time between two commits while records flow
+    snapshot_s: float = 60.0  # time between two snapshots of a lane's state
+
+    def __post_init__(self) -> None:
+        for attribute, default in (
+            ("group", f"raywatch.{self.name}"),
+            ("alerts", f"{self.name}.alerts"),
+            ("rejects", f"{self.name}.rejects"),
+        ):
+            if not getattr(self, attribute):
+                object.__setattr__(self, attribute, default)
+
+    def lane_id(self, lane: int) -> str:
+        """The transactional id of a lane: what the broker fences by."""
+        return f"raywatch.{self.name}.{lane}"

@@ -1,0 +1,1 @@
+"""Configurations that ship: demo, local, production, and two for `ray up`."""

@@ -1,0 +1,1 @@
+"""Numbers: history, scorers, calibration, decisions. Knows nothing of Ray, Kafka or the clock."""
