@@ -112,6 +112,22 @@ class Scores:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a lane must know of a model to feed it and to decide on its scores."""
+
+    version: str
+    levels: tuple[Level, ...]
+    components: tuple[Component, ...]
+    profiles: bool = False  # whether time-of-day profiles are calibrated beside the components
+
+
+def describe(scorer: "Scorer") -> ModelSpec:
+    """The part of a scorer that lanes need."""
+    profiles = bool(getattr(scorer, "profiles", False))
+    return ModelSpec(scorer.version, scorer.levels, scorer.components, profiles)
+
+
 class Scorer(Protocol):
     """A model that is ready to score. Pure: no state survives a call."""
 

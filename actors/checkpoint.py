@@ -1,0 +1,156 @@
+"""A lane's state as one blob, and which blob to start from.
+
+A snapshot is named by where it stands: the sum of its offsets (they only grow, so names sort by
+age) and the epoch in which it was taken. It is complete, checked and never changed. A new owner
+takes the newest one whose offsets all lie at or below the committed ones and still within
+retention, reads on from there and keeps silent until it passes the committed offsets: scores are
+pure, so that is the state its predecessor had.
+
+    blob = magic, header size (8 bytes), header (JSON), arrays back to back, blake2b of all that
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raywatch.actors.ports import Bounds, Committed, Partition, Store
+from raywatch.models.errors import ConfigError
+
+MAGIC = b"RWSNAP01"
+DIGEST = 32
+KEEP = 3  # Snapshots kept of a lane: the newest may lie above the committed offset.
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A lane's state and where it stands."""
+
+    offsets: dict[Partition, int]
+    model: str  # version whose scores the calibration saw
+    layout: str  # what the arrays mean; another layout is not ours to read
+    arrays: Arrays
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """One blob."""
+    header = {
+        "offsets": [[p.topic, p.number, o] for p, o in sorted(snapshot.offsets.items())],
+        "model": snapshot.model,
+        "layout": snapshot.layout,
+        "arrays": [
+            [name, array.dtype.str, list(array.shape)] for name, array in snapshot.arrays.items()
+        ],
+    }
+    text = json.dumps(header).encode()
+    parts = [MAGIC, len(text).to_bytes(8, "little"), text]
+    parts += [np.ascontiguousarray(array).tobytes() for array in snapshot.arrays.values()]
+    digest = hashlib.blake2b(digest_size=DIGEST)
+    for part in parts:
+        digest.update(part)
+    return b"".join([*parts, digest.digest()])
+
+
+def decode(blob: bytes) -> Snapshot | None:
+    """The snapshot, or None where the blob is torn or foreign."""
+    if len(blob) < len(MAGIC) + 8 + DIGEST or blob[: len(MAGIC)] != MAGIC:
+        return None
+    if hashlib.blake2b(blob[:-DIGEST], digest_size=DIGEST).digest() != blob[-DIGEST:]:
+        return None
+    at = len(MAGIC)
+    size = int.from_bytes(blob[at : at + 8], "little")
+    at += 8
+    header = json.loads(blob[at : at + size])
+    at += size
+    arrays: Arrays = {}
+    for name, dtype, shape in header["arrays"]:
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.frombuffer(blob, np.dtype(dtype), count, at).reshape(shape).copy()
+        at += arrays[name].nbytes
+    offsets = {Partition(topic, number): offset for topic, number, offset in header["offsets"]}
+    return Snapshot(offsets, header["model"], header["layout"], arrays)
+
+
+def name_of(detector: str, lane: int, offsets: Mapping[Partition, int], epoch: str) -> str:
+    """Where a snapshot is stored."""
+    return f"snapshots/{detector}/{lane:04d}/{sum(offsets.values()):020d}-{epoch}"
+
+
+def newest(
+    store: Store, detector: str, lane: int, layout: str, ceiling: Mapping[Partition, int]
+) -> Snapshot | None:
+    """The newest readable snapshot of exactly these partitions at or below `ceiling`."""
+    for name in reversed(store.names(f"snapshots/{detector}/{lane:04d}/")):
+        blob = store.get(name)
+        snapshot = None if blob is None else decode(blob)
+        if snapshot is None or snapshot.layout != layout:
+            continue
+        if set(snapshot.offsets) == set(ceiling) and all(
+            offset <= ceiling[partition] for partition, offset in snapshot.offsets.items()
+        ):
+            return snapshot
+    return None
+
+
+def save(store: Store, detector: str, lane: int, snapshot: Snapshot, epoch: str) -> str:
+    """Store a snapshot and delete all but the newest few. Returns its name."""
+    name = name_of(detector, lane, snapshot.offsets, epoch)
+    store.put(name, encode(snapshot))
+    for old in store.names(f"snapshots/{detector}/{lane:04d}/")[:-KEEP]:
+        store.delete(old)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a lane begins: it reads from `read` and speaks from `speak` on."""
+
+    read: dict[Partition, int]
+    speak: dict[Partition, int]
+    lost: dict[Partition, tuple[int, int]]  # committed offset, first retained offset
+
+
+def start(
+    *,
+    partitions: Sequence[Partition],
+    committed: Mapping[Partition, Committed],
+    bounds: Mapping[Partition, Bounds],
+    fresh: str,
+    lost: str,
+) -> Start:
+    """Decide where to start, before any snapshot is known: from what is retained.
+
+    `fresh` (earliest or latest) decides for partitions that never committed, `lost` (continue or
+    stop) for committed offsets that the log no longer holds. Raises ConfigError for `stop`.
+    """
+    read: dict[Partition, int] = {}
+    speak: dict[Partition, int] = {}
+    gone: dict[Partition, tuple[int, int]] = {}
+    for partition in partitions:
+        low, end = bounds[partition]
+        read[partition] = low
+        if partition not in committed:
+            speak[partition] = low if fresh == "earliest" else end
+            continue
+        offset = committed[partition].offset
+        if low <= offset <= end:
+            speak[partition] = offset
+            continue
+        if lost == "stop":
+            side = "older than" if offset < low else "newer than"
+            raise ConfigError(
+                f"the committed offset `{offset}` of `{partition}` is {side} what the topic "
+                f"holds, `{low}` to `{end}`",
+                hint="records between them are gone; set `lost: continue` on the detector to go "
+                "on from what is retained (the gap is written to the audit topic), or move the "
+                "group's offset with kafka-consumer-groups --reset-offsets",
+            )
+        gone[partition] = (offset, low)
+        speak[partition] = low
+    return Start(read, speak, gone)

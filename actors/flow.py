@@ -1,0 +1,249 @@
+"""A record's way, stage by stage, for one lane.
+
+    ingest → decode → featurise → score → decide → emit → checkpoint
+
+`Flow` holds the state of a lane (keys, histories, calibration, silences) and does the stages that
+are arithmetic; `lane.py` does ingest, score and checkpoint, which wait for others. A file goes the
+same way (`backtest.py`). Nothing here reads a clock or knows where records come from.
+
+What is said about a record is a function of its partition's records up to it. Records below
+`speak` were spoken for by an earlier owner: they pass through every stage and say nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raywatch.actors.alerts import Alert, from_episode, from_silence
+from raywatch.actors.checkpoint import Arrays, Snapshot
+from raywatch.actors.decode import decode
+from raywatch.actors.keys import KeyTable, group
+from raywatch.actors.ports import Fetched, Out, Partition
+from raywatch.actors.records import Records, Reject
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.decide import Decided, Decider
+from raywatch.models.history import Appended, History
+from raywatch.models.missing import Missing, Silence
+from raywatch.models.scorer import I32, I64, ModelSpec, Scores, Segments
+
+REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
+LAYOUT = 1  # Meaning of the arrays in a snapshot; raise it when one changes.
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch between featurise and decide."""
+
+    model: ModelSpec
+    records: Records  # rejects included; `slots` and below cover the rest
+    slots: I32  # (N,)
+    order: I64  # (N,) grouped order -> batch order
+    touched: I32  # (K,) slots with records, ascending
+    counts: I32  # (K,)
+    appended: Appended | None  # None: no record was left
+    silences: list[Silence]
+    begin: dict[Partition, int]
+    end: dict[Partition, int]
+
+    @property
+    def segments(self) -> Segments | None:
+        """What goes to a scorer, or None where there is nothing to score."""
+        return None if self.appended is None else self.appended.segments
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a batch had to say; `decided` is in grouped order (see Batch.order)."""
+
+    alerts: list[Alert]
+    rejects: list[Reject]
+    decided: Decided | None
+
+
+class Flow:
+    """State and arithmetic of one lane."""
+
+    def __init__(
+        self, spec: DetectorSpec, partitions: Sequence[Partition], model: ModelSpec
+    ) -> None:
+        channels = len(spec.record.values)
+        self.spec = spec
+        self.partitions = tuple(partitions)
+        self.keys = KeyTable(spec.keys_max)
+        self.history = History(channels)
+        self.missing = Missing(spec.missing, max(1, len(self.partitions)))
+        self.model = model
+        self.decider = self._decider(model)
+        self.speak = dict.fromkeys(self.partitions, 0)
+
+    # ---- decode and featurise --------------------------------------------------------------
+
+    def prepare(
+        self,
+        fetched: Fetched | Records,
+        model: ModelSpec,
+        *,
+        begin: Mapping[Partition, int],
+        end: Mapping[Partition, int],
+    ) -> Batch:
+        """Decode a batch and take it into the histories. Order of calls is order of records."""
+        records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
+        slots = self.keys.intern(records)
+        if slots.shape[0] and int(slots.min()) < 0:
+            records, slots = self._without_new_keys(records, slots)
+        silences: list[Silence] = []
+        appended: Appended | None = None
+        order, touched, counts = group(slots)
+        if slots.shape[0]:
+            size = len(self.keys)
+            self.history.ensure(size)
+            self.missing.ensure(size)
+            appended = self.history.append(touched, counts, records.values[order], model.levels)
+            silences = self.missing.observe(records.partition, slots, records.time_ms)
+        return Batch(
+            model, records, slots, order, touched, counts, appended, silences,
+            dict(begin), dict(end),
+        )  # fmt: skip
+
+    def _without_new_keys(self, records: Records, slots: I32) -> tuple[Records, I32]:
+        """Reject the records of keys for which the lane has no room."""
+        rejects = list(records.rejects)
+        for index in np.flatnonzero(slots < 0).tolist():
+            key = records.key(index)
+            rejects.append(
+                Reject(
+                    int(records.partition[index]),
+                    int(records.offset[index]),
+                    "too many keys",
+                    f"the lane holds `{self.spec.keys_max}` keys; new key `{key[:200]!r}`",
+                    key,
+                )
+            )
+        keep = np.flatnonzero(slots >= 0)
+        kept = replace(
+            records,
+            partition=records.partition[keep],
+            offset=records.offset[keep],
+            time_ms=records.time_ms[keep],
+            values=records.values[keep],
+            key_begin=records.key_begin[keep],
+            key_size=records.key_size[keep],
+            rejects=rejects,
+        )
+        return kept, slots[keep]
+
+    # ---- decide ----------------------------------------------------------------------------
+
+    def finish(self, batch: Batch, scores: Scores | None) -> Said:
+        """Decide on a scored batch. Batches must come in the order they were prepared in."""
+        if batch.model.version != self.model.version:
+            self._adopt(batch.model)
+        decided: Decided | None = None
+        alerts: list[tuple[int, Alert]] = []
+        records = batch.records
+        if batch.appended is not None:
+            assert scores is not None, "a batch with records needs scores"
+            assert scores.version == batch.model.version, (scores.version, batch.model.version)
+            self.decider.ensure(len(self.keys))
+            decided = self.decider.decide(
+                batch.touched,
+                batch.counts,
+                records.time_ms[batch.order],
+                records.values[batch.order],
+                batch.appended,
+                scores,
+            )
+            for episode in decided.episodes:
+                at = int(batch.order[episode.index])
+                if self._speaks(records.partition[at], records.offset[at]):
+                    where = self._lineage(records, at)
+                    time_ms = int(records.time_ms[at])
+                    key = self.keys.key(episode.slot)
+                    version = batch.model.version
+                    alert = from_episode(self.spec, key, time_ms, where, episode, version)
+                    alerts.append((at, alert))
+        for silence in batch.silences:
+            at = silence.index
+            if self._speaks(records.partition[at], records.offset[at]):
+                key = self.keys.key(silence.slot)
+                where = self._lineage(records, at)
+                alert = from_silence(self.spec, key, where, silence, batch.model.version)
+                alerts.append((at, alert))
+        alerts.sort(key=lambda pair: pair[0])
+        rejects = [r for r in records.rejects if self._speaks(r.partition, r.offset)]
+        return Said([alert for _, alert in alerts], rejects, decided)
+
+    def _speaks(self, partition: int | np.int32, offset: int | np.int64) -> bool:
+        return int(offset) >= self.speak[self.partitions[int(partition)]]
+
+    def _lineage(self, records: Records, at: int) -> tuple[Partition, int]:
+        return self.partitions[int(records.partition[at])], int(records.offset[at])
+
+    def _decider(self, model: ModelSpec) -> Decider:
+        return Decider(
+            self.spec.decide,
+            model.components,
+            len(self.spec.record.values),
+            profiles=model.profiles,
+        )
+
+    def _adopt(self, model: ModelSpec) -> None:
+        """Another version from here on. Calibration carries over where it means the same."""
+        if (model.components, model.profiles) != (self.model.components, self.model.profiles):
+            self.decider = self._decider(model)
+        self.model = model
+
+    # ---- emit ------------------------------------------------------------------------------
+
+    def emit(self, said: Said) -> list[Out]:
+        """The records that say it."""
+        out = [Out(self.spec.alerts, a.key, a.to_json()) for a in said.alerts]
+        out += [self._reject(reject) for reject in said.rejects]
+        return out
+
+    def _reject(self, reject: Reject) -> Out:
+        partition = self.partitions[reject.partition]
+        value = reject.value or b""
+        headers = (
+            ("reason", reject.reason.encode()),
+            ("detail", reject.detail.encode()),
+            ("topic", partition.topic.encode()),
+            ("partition", str(partition.number).encode()),
+            ("offset", str(reject.offset).encode()),
+            ("size", str(len(value)).encode()),
+        )
+        return Out(
+            self.spec.rejects, str(partition).encode(), value[:REJECT_BYTES_MAX], headers
+        )
+
+    # ---- checkpoint ------------------------------------------------------------------------
+
+    def layout(self) -> str:
+        """Names what a snapshot's arrays mean: another layout cannot be loaded."""
+        parts = ",".join(c.name for c in self.model.components)
+        return f"{LAYOUT}:{len(self.spec.record.values)}:{parts}:{int(self.model.profiles)}"
+
+    def snapshot(self, offsets: Mapping[Partition, int]) -> Snapshot:
+        """The whole state, which stands at `offsets`. Only between batches."""
+        arrays: Arrays = {}
+        for prefix, part in self._state().items():
+            for name, array in part.state().items():
+                arrays[f"{prefix}.{name}"] = array
+        return Snapshot(dict(offsets), self.model.version, self.layout(), arrays)
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Take over a state. Only before the first batch."""
+        for prefix, part in self._state().items():
+            dot = len(prefix) + 1
+            part.load(
+                {n[dot:]: a for n, a in snapshot.arrays.items() if n.startswith(f"{prefix}.")}
+            )
+
+    def _state(self) -> "dict[str, KeyTable | History | Missing | Decider]":
+        return {
+            "keys": self.keys,
+            "history": self.history,
+            "missing": self.missing,
+            "decider": self.decider,
+        }

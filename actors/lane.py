@@ -1,0 +1,429 @@
+"""The life of a lane: open it, pull, hand to scorers, decide in order, commit; again when lost.
+
+One thread, one consumer, one producer. The order on opening is the whole safety of a hand-over:
+
+1. `sink.open()` fences every earlier owner of the lane;
+2. then the committed offsets are read: nobody but this lane can move them now;
+3. the newest snapshot at or below them is loaded;
+4. reading starts at the snapshot, and nothing is said below the committed offsets.
+
+Whatever makes a write uncertain ends in (1) again with new clients. What nobody foresaw ends the
+process: a restarted owner is back in a second and stands on what was committed.
+"""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from raywatch.actors import checkpoint
+from raywatch.actors.flow import Batch, Flow, Said
+from raywatch.actors.ledger import Ledger
+from raywatch.actors.ports import (
+    Clock, Committed, Fetched, Log, Out, Partition, Pool, Sink, Source, Store, Ticket,
+)  # fmt: skip
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
+from raywatch.models.scorer import ModelSpec
+
+State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenced", "stopped"]
+
+FLUSH_S = 0.02  # Alerts wait at most about this long for company before they are committed.
+SLICE_S = 0.005  # Longest wait for records while a batch is at the scorers.
+BACKOFF_MAX_S = 5.0  # Between two attempts to open a lane.
+BLOCKED_S = 5.0  # Between two attempts while something must be changed by a person.
+OUT_MAX = 5_000  # Records written by one transaction before it is committed early.
+
+
+@dataclass(slots=True)
+class LaneStats:
+    """Counters of one lane since it was first opened; read by other threads."""
+
+    state: State = "opening"
+    words: str = ""
+    opened: int = 0
+    records: int = 0
+    rejects: int = 0
+    alerts: int = 0
+    commits: int = 0
+    in_flight: int = 0
+    keys: int = 0
+    version: str = ""
+    version_since: dict[str, int] = field(default_factory=lambda: {})  # partition -> first offset
+    committed: dict[str, int] = field(default_factory=lambda: {})
+    position: dict[str, int] = field(default_factory=lambda: {})
+    delay_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
+    snapshot: str = ""
+
+
+class Lane:
+    """One lane of a detector."""
+
+    def __init__(
+        self,
+        spec: DetectorSpec,
+        number: int,
+        partitions: tuple[Partition, ...],
+        *,
+        log: Log,
+        pool: Callable[[], Pool],
+        store: Store,
+        clock: Clock,
+        model: Callable[[int, str], ModelSpec | None],
+        epoch: str,
+    ) -> None:
+        """`model(lane, committed_version)` says which version to use now (None: not known yet)."""
+        self.spec, self.number, self.partitions = spec, number, partitions
+        self.stats = LaneStats()
+        self.sink: Sink | None = None
+        self._log, self._make_pool, self._store, self._clock = log, pool, store, clock
+        self._model, self._epoch = model, epoch
+        self._stop = threading.Event()
+        self._said_lost: set[Partition] = set()
+
+    def stop(self) -> None:
+        """Finish what is in flight, commit, and end. Does not wait."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until stopped or fenced. Raises only what is a bug."""
+        backoff = 0.05
+        while not self._stop.is_set():
+            try:
+                Shift(self).run()
+                return
+            except Fenced as error:
+                self._say("fenced", error.message)
+                return
+            except (LaneLost, Unreachable) as error:
+                self._say("waiting", error.message)
+                self._stop.wait(backoff)
+                backoff = min(BACKOFF_MAX_S, 2 * backoff)
+            except ConfigError as error:
+                self._say("blocked", f"{error.message}; {error.hint}" if error.hint else error.message)
+                self._stop.wait(BLOCKED_S)
+            if self.stats.state == "running":
+                backoff = 0.05
+        self._say("stopped", "")
+
+    def _say(self, state: State, words: str) -> None:
+        self.stats.state, self.stats.words = state, words
+
+
+class Shift:
+    """One opening of a lane, from fencing its predecessors to its own loss or end."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane, self.spec, self.stats = lane, lane.spec, lane.stats
+        self.log, self.clock = lane._log, lane._clock  # noqa: SLF001
+        self.store, self.pool = lane._store, lane._make_pool()  # noqa: SLF001
+        self.source: Source | None = None
+        self.sink: Sink | None = None
+        self.in_flight: deque[tuple[Batch, Ticket | None, float]] = deque()
+        self.gathered: list[Fetched] = []
+        self.gathered_since = 0.0
+        self.out: list[Out] = []
+        self.out_since = 0.0
+        self.stamps: list[float] = []
+
+    # ---- opening ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Open and work until stopped; closes its clients however it ends."""
+        try:
+            self.open()
+            while not self.lane._stop.is_set():  # noqa: SLF001
+                self.step()
+            self.finish()
+        finally:
+            self.pool.forget()
+            for client in (self.source, self.sink):
+                if client is not None:
+                    client.close()
+            self.lane.sink = None
+
+    def open(self) -> None:
+        """Fence, read what is committed, load the state, start reading."""
+        spec, partitions = self.spec, self.lane.partitions
+        self.stats.state = "opening"
+        self.stats.opened += 1
+        self.sink = self.lane.sink = self.log.sink(spec.lane_id(self.lane.number), spec.group)
+        self.sink.open()
+        self.source = self.log.source(spec.group, partitions, keys=spec.record.key is None)
+        committed = self.source.committed()
+        start = checkpoint.start(
+            partitions=partitions,
+            committed=committed,
+            bounds=self.source.bounds(),
+            fresh=spec.start,
+            lost=spec.lost,
+        )
+        self.model = self._wait_for_model(committed)
+        self.flow = Flow(spec, partitions, self.model)
+        snapshot = checkpoint.newest(
+            self.store, spec.name, self.lane.number, self.flow.layout(), start.speak
+        )
+        read = start.read
+        if snapshot and all(snapshot.offsets[p] >= read[p] for p in partitions):
+            self.flow.load(snapshot)
+            read = snapshot.offsets
+        self.flow.speak = dict(start.speak)
+        self.position = dict(read)
+        self.ledger = {p: Ledger(start.speak[p]) for p in partitions}
+        self.committed = {p: c.offset for p, c in committed.items()}
+        self.since = self._versions(committed, start.speak)
+        self.committed_at = self.snapshot_at = self.clock.monotonic()
+        self._begin(start)
+        self.source.assign(read)
+        self.stats.version = self.model.version
+        self.stats.state = "catching up"
+
+    def _wait_for_model(self, committed: dict[Partition, Committed]) -> ModelSpec:
+        """The model that the commits name, else the one in service; a lane waits for it."""
+        noted = {_note(c.note).get("model", "") for c in committed.values()} - {""}
+        name = min(noted) if len(noted) == 1 else ""
+        while not self.lane._stop.is_set():  # noqa: SLF001
+            model = self.lane._model(self.lane.number, name)  # noqa: SLF001
+            if model is not None:
+                return model
+            self.stats.words = "no scorer has said yet what model it holds"
+            self.clock.sleep(0.02)
+        raise LaneLost("stopped while waiting for a model")
+
+    def _versions(
+        self, committed: dict[Partition, Committed], speak: dict[Partition, int]
+    ) -> dict[Partition, int]:
+        """Since which offset each partition is scored by the model at hand."""
+        since = dict(speak)
+        for partition, entry in committed.items():
+            note = _note(entry.note)
+            if note.get("model") == self.model.version:
+                since[partition] = int(note.get("since", entry.offset))
+        return since
+
+    def _begin(self, start: checkpoint.Start) -> None:
+        """Make a first start durable, and put into the audit topic what was lost or begun."""
+        fresh = [p for p in self.lane.partitions if p not in self.committed]
+        for partition, (offset, low) in start.lost.items():
+            self._audit("lost", partition, {"committed": offset, "first_retained": low})
+        for partition in fresh:
+            words = {"offset": start.speak[partition], "model": self.model.version}
+            self._audit("started", partition, words)
+        if fresh or start.lost:
+            self._commit(force=True)
+
+    # ---- working ---------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Pull a little, finish what is scored, commit what is due."""
+        spec = self.spec
+        if len(self.in_flight) < spec.in_flight:
+            self._pull(SLICE_S if self.in_flight else spec.batch_wait_s)
+        self._collect(0.0 if len(self.in_flight) < spec.in_flight else 0.05)
+        now = self.clock.monotonic()
+        urgent = self.out and (now - self.out_since >= FLUSH_S or len(self.out) >= OUT_MAX)
+        if urgent or now - self.committed_at >= spec.checkpoint_s:
+            self._commit()
+        if now - self.snapshot_at >= spec.snapshot_s:
+            self._snapshot()
+
+    def finish(self) -> None:
+        """Score and commit what was pulled already, then snapshot. Bounded by 10 s."""
+        until = self.clock.monotonic() + 10.0
+        if self.gathered:
+            self._send()
+        while self.in_flight and self.clock.monotonic() < until:
+            self._collect(0.05)
+        self._commit(force=bool(self.out))
+        if not self.in_flight:
+            self._snapshot()
+
+    def _pull(self, wait_s: float) -> None:
+        """Gather records until the batch is full or its time is over, then send it off."""
+        assert self.source is not None
+        have = sum(len(f) for f in self.gathered)
+        fetched = self.source.fetch(self.spec.batch_records - have, wait_s)
+        now = self.clock.monotonic()
+        if len(fetched):
+            if not self.gathered:
+                self.gathered_since = now
+            self.gathered.append(fetched)
+            have += len(fetched)
+        full = have >= self.spec.batch_records
+        if full or (self.gathered and now - self.gathered_since >= self.spec.batch_wait_s):
+            self._send()
+        elif not self.gathered:
+            self._moved()
+
+    def _moved(self) -> None:
+        """Nothing came, but the reader may have passed markers and holes."""
+        assert self.source is not None
+        for partition, position in self.source.position().items():
+            if position > self.position[partition]:
+                self.position[partition] = position
+                self.ledger[partition].skip(position)
+        if self.stats.state == "catching up" and self._caught_up():
+            self.stats.state = "running"
+            self.stats.words = ""
+
+    def _caught_up(self) -> bool:
+        return all(self.position[p] >= o for p, o in self.flow.speak.items())
+
+    def _send(self) -> None:
+        """Decode and featurise what was gathered and hand it to the pool."""
+        assert self.source is not None
+        fetched = _joined(self.gathered)
+        self.gathered = []
+        begin = dict(self.position)
+        for partition, position in self.source.position().items():
+            self.position[partition] = max(self.position[partition], position)
+        self._switch(begin)
+        batch = self.flow.prepare(fetched, self.model, begin=begin, end=self.position)
+        for partition, ledger in self.ledger.items():
+            low = max(begin[partition], ledger.position)
+            if self.position[partition] > low:
+                ledger.begin(low, self.position[partition])
+                batch.begin[partition] = low
+            else:
+                del batch.begin[partition]
+        ticket = None if batch.segments is None else self.pool.submit(batch.segments, self.model.version)
+        stamp = float(fetched.time_ms.max(initial=0))
+        self.in_flight.append((batch, ticket, stamp))
+        self.stats.in_flight = len(self.in_flight)
+        if self.stats.state == "catching up" and self._caught_up():
+            self.stats.state, self.stats.words = "running", ""
+
+    def _switch(self, begin: dict[Partition, int]) -> None:
+        """Take another model version from this batch on, if the pool was told to."""
+        model = self.lane._model(self.lane.number, "")  # noqa: SLF001
+        behind = any(begin[p] < o for p, o in self.flow.speak.items())
+        if model is None or model.version == self.model.version or behind:
+            return
+        for partition in self.lane.partitions:
+            offset = max(begin[partition], self.ledger[partition].position)
+            words = {"offset": offset, "model": model.version, "before": self.model.version}
+            self.since[partition] = offset
+            self._audit("version", partition, words)
+        self.model = model
+        self.stats.version = model.version
+
+    def _collect(self, wait_s: float) -> None:
+        """Finish batches in order, as far as their scores are there."""
+        while self.in_flight:
+            batch, ticket, stamp = self.in_flight[0]
+            scores = None
+            if ticket is not None:
+                scores = self.pool.result(ticket, wait_s)
+                if scores is None:
+                    return
+            self.in_flight.popleft()
+            self._done(batch, self.flow.finish(batch, scores), stamp)
+            wait_s = 0.0
+        self.stats.in_flight = len(self.in_flight)
+
+    def _done(self, batch: Batch, said: Said, stamp: float) -> None:
+        for partition, begin in batch.begin.items():
+            self.ledger[partition].done(begin)
+        out = self.flow.emit(said)
+        if out and not self.out:
+            self.out_since = self.clock.monotonic()
+        self.out += out
+        self.stamps.append(stamp)
+        self.stats.records += len(batch.records)
+        self.stats.alerts += len(said.alerts)
+        self.stats.rejects += len(said.rejects)
+        self.stats.keys = len(self.flow.keys)
+        self.stats.in_flight = len(self.in_flight)
+
+    # ---- committing ------------------------------------------------------------------------
+
+    def _commit(self, *, force: bool = False) -> None:
+        """Alerts, rejects, audit and offsets in one transaction, if there is anything."""
+        assert self.sink is not None
+        assert self.source is not None
+        self.committed_at = self.clock.monotonic()
+        offsets = {
+            p: Committed(ledger.committable, self._note(p))
+            for p, ledger in self.ledger.items()
+            if ledger.committable > self.committed.get(p, -1)
+            or (force and p not in self.committed)
+        }
+        # What was decided may only be said together with the offsets that it was decided on.
+        if not offsets and not (force and self.out):
+            return
+        self.sink.transact(self.out, offsets, self.source)
+        self.out = []
+        self.committed |= {p: c.offset for p, c in offsets.items()}
+        self.stats.commits += 1
+        self.stats.committed = {str(p): o for p, o in self.committed.items()}
+        self.stats.position = {str(p): o for p, o in self.position.items()}
+        self.stats.version_since = {str(p): o for p, o in self.since.items()}
+        now = float(self.clock.now_ms())
+        self.stats.delay_ms.extend(max(0.0, now - stamp) for stamp in self.stamps if stamp > 0)
+        self.stamps = []
+
+    def _note(self, partition: Partition) -> str:
+        return json.dumps({"model": self.model.version, "since": self.since[partition]})
+
+    def _audit(self, what: str, partition: Partition, words: dict[str, object]) -> None:
+        entry = {
+            "schema": "raywatch.audit/1",
+            "what": what,
+            "detector": self.spec.name,
+            "lane": self.lane.number,
+            "topic": partition.topic,
+            "partition": partition.number,
+            "at_ms": self.clock.now_ms(),
+            **words,
+        }
+        key = f"{self.spec.name}/{partition}".encode()
+        self.out.append(Out(self.spec.audit, key, json.dumps(entry).encode()))
+
+    def _snapshot(self) -> None:
+        """Store the state as of now: nothing in flight, everything committed."""
+        until = self.clock.monotonic() + 5.0
+        if self.gathered:
+            self._send()
+        while self.in_flight:
+            self._collect(0.05)
+            if self.clock.monotonic() > until:
+                return  # the scorers are busy or gone: try again at the next step
+        self._commit(force=bool(self.out))
+        offsets = {p: ledger.committable for p, ledger in self.ledger.items()}
+        behind = any(offsets[p] > self.position[p] for p in offsets)
+        self.snapshot_at = self.clock.monotonic()
+        if behind:
+            return  # still catching up: the state stands below what is committed
+        snapshot = self.flow.snapshot(offsets)
+        try:
+            self.stats.snapshot = checkpoint.save(
+                self.store, self.spec.name, self.lane.number, snapshot, self.lane._epoch  # noqa: SLF001
+            )
+        except Unreachable as error:
+            self.stats.words = f"no snapshot: {error.message}"
+
+
+def _joined(parts: list[Fetched]) -> Fetched:
+    """Several fetches as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return Fetched(
+        np.concatenate([p.partition for p in parts]),
+        np.concatenate([p.offset for p in parts]),
+        np.concatenate([p.time_ms for p in parts]),
+        [v for p in parts for v in p.values],
+        [k for p in parts for k in p.keys],
+    )
+
+
+def _note(text: str) -> dict[str, object]:
+    """What an earlier owner noted beside its commit; anything else counts as nothing."""
+    try:
+        note = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
