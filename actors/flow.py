@@ -56,7 +56,8 @@ class Batch:
 class Said:
     """What a batch had to say; `decided` is in grouped order (see Batch.order)."""
 
-    alerts: list[Alert]
+    alerts: list[Alert]  # in the order of the records that caused them
+    causes: list[int]  # which record of the batch caused each
     rejects: list[Reject]
     decided: Decided | None
 
@@ -172,13 +173,15 @@ class Flow:
                 alerts.append((at, alert))
         alerts.sort(key=lambda pair: pair[0])
         rejects = [r for r in records.rejects if self._speaks(r.partition, r.offset)]
-        return Said([alert for _, alert in alerts], rejects, decided)
+        causes = [at for at, _ in alerts]
+        return Said([alert for _, alert in alerts], causes, rejects, decided)
 
     def _speaks(self, partition: int | np.int32, offset: int | np.int64) -> bool:
         return int(offset) >= self.speak[self.partitions[int(partition)]]
 
-    def _lineage(self, records: Records, at: int) -> tuple[Partition, int]:
-        return self.partitions[int(records.partition[at])], int(records.offset[at])
+    def _lineage(self, records: Records, at: int) -> tuple[Partition, int] | None:
+        partition = self.partitions[int(records.partition[at])]
+        return (partition, int(records.offset[at])) if partition.topic else None
 
     def _decider(self, model: ModelSpec) -> Decider:
         return Decider(

@@ -14,7 +14,7 @@ process: a restarted owner is back in a second and stands on what was committed.
 import json
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +34,8 @@ State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenc
 
 FLUSH_S = 0.02  # Alerts wait at most about this long for company before they are committed.
 SLICE_S = 0.005  # Longest wait for records while a batch is at the scorers.
-BACKOFF_MAX_S = 5.0  # Between two attempts to open a lane.
+BACKOFF_MIN_S = 0.05  # Between two attempts to open a lane, doubled while nothing is committed,
+BACKOFF_MAX_S = 5.0  # up to this.
 BLOCKED_S = 5.0  # Between two attempts while something must be changed by a person.
 OUT_MAX = 5_000  # Records written by one transaction before it is committed early.
 
@@ -80,38 +81,49 @@ class Lane:
         self.spec, self.number, self.partitions = spec, number, partitions
         self.stats = LaneStats()
         self.sink: Sink | None = None
-        self._log, self._make_pool, self._store, self._clock = log, pool, store, clock
-        self._model, self._epoch = model, epoch
-        self._stop = threading.Event()
-        self._said_lost: set[Partition] = set()
+        self.log, self.make_pool, self.store, self.clock = log, pool, store, clock
+        self.model, self.epoch = model, epoch
+        self.stopping = threading.Event()
 
     def stop(self) -> None:
         """Finish what is in flight, commit, and end. Does not wait."""
-        self._stop.set()
+        self.stopping.set()
 
     def run(self) -> None:
         """Until stopped or fenced. Raises only what is a bug."""
-        backoff = 0.05
-        while not self._stop.is_set():
+        backoff = BACKOFF_MIN_S
+        while not self.stopping.is_set():
+            commits = self.stats.commits
             try:
                 Shift(self).run()
-                return
+                break
             except Fenced as error:
                 self._say("fenced", error.message)
                 return
             except (LaneLost, Unreachable) as error:
                 self._say("waiting", error.message)
-                self._stop.wait(backoff)
+                if self.stats.commits > commits:
+                    backoff = BACKOFF_MIN_S
+                self.stopping.wait(backoff)
                 backoff = min(BACKOFF_MAX_S, 2 * backoff)
             except ConfigError as error:
-                self._say("blocked", f"{error.message}; {error.hint}" if error.hint else error.message)
-                self._stop.wait(BLOCKED_S)
-            if self.stats.state == "running":
-                backoff = 0.05
+                words = f"{error.message}; {error.hint}" if error.hint else error.message
+                self._say("blocked", words)
+                self.stopping.wait(BLOCKED_S)
         self._say("stopped", "")
 
     def _say(self, state: State, words: str) -> None:
         self.stats.state, self.stats.words = state, words
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A batch at the scorers."""
+
+    batch: Batch
+    ticket: Ticket | None  # None: nothing to score
+    stamp_ms: int  # the log's timestamp of its oldest record, 0 where there is none
+    since: dict[Partition, int] | None  # first offsets of a new version, if this batch begins one
 
 
 class Shift:
@@ -119,16 +131,16 @@ class Shift:
 
     def __init__(self, lane: Lane) -> None:
         self.lane, self.spec, self.stats = lane, lane.spec, lane.stats
-        self.log, self.clock = lane._log, lane._clock  # noqa: SLF001
-        self.store, self.pool = lane._store, lane._make_pool()  # noqa: SLF001
+        self.log, self.clock, self.store = lane.log, lane.clock, lane.store
+        self.pool = lane.make_pool()
         self.source: Source | None = None
         self.sink: Sink | None = None
-        self.in_flight: deque[tuple[Batch, Ticket | None, float]] = deque()
+        self.in_flight: deque[_Flight] = deque()
         self.gathered: list[Fetched] = []
         self.gathered_since = 0.0
         self.out: list[Out] = []
         self.out_since = 0.0
-        self.stamps: list[float] = []
+        self.stamps: list[int] = []
 
     # ---- opening ---------------------------------------------------------------------------
 
@@ -136,7 +148,7 @@ class Shift:
         """Open and work until stopped; closes its clients however it ends."""
         try:
             self.open()
-            while not self.lane._stop.is_set():  # noqa: SLF001
+            while not self.lane.stopping.is_set():
                 self.step()
             self.finish()
         finally:
@@ -167,12 +179,13 @@ class Shift:
         snapshot = checkpoint.newest(
             self.store, spec.name, self.lane.number, self.flow.layout(), start.speak
         )
-        read = start.read
-        if snapshot and all(snapshot.offsets[p] >= read[p] for p in partitions):
+        read = {p: max(o, start.speak[p] - spec.replay_max) for p, o in start.read.items()}
+        if snapshot and all(snapshot.offsets[p] >= o for p, o in start.read.items()):
             self.flow.load(snapshot)
             read = snapshot.offsets
         self.flow.speak = dict(start.speak)
         self.position = dict(read)
+        self.noted = self.model.version
         self.ledger = {p: Ledger(start.speak[p]) for p in partitions}
         self.committed = {p: c.offset for p, c in committed.items()}
         self.since = self._versions(committed, start.speak)
@@ -186,8 +199,8 @@ class Shift:
         """The model that the commits name, else the one in service; a lane waits for it."""
         noted = {_note(c.note).get("model", "") for c in committed.values()} - {""}
         name = min(noted) if len(noted) == 1 else ""
-        while not self.lane._stop.is_set():  # noqa: SLF001
-            model = self.lane._model(self.lane.number, name)  # noqa: SLF001
+        while not self.lane.stopping.is_set():
+            model = self.lane.model(self.lane.number, name)
             if model is not None:
                 return model
             self.stats.words = "no scorer has said yet what model it holds"
@@ -211,7 +224,7 @@ class Shift:
         for partition, (offset, low) in start.lost.items():
             self._audit("lost", partition, {"committed": offset, "first_retained": low})
         for partition in fresh:
-            words = {"offset": start.speak[partition], "model": self.model.version}
+            words = {"offset": start.speak[partition], "model": self.noted}
             self._audit("started", partition, words)
         if fresh or start.lost:
             self._commit(force=True)
@@ -281,7 +294,7 @@ class Shift:
         begin = dict(self.position)
         for partition, position in self.source.position().items():
             self.position[partition] = max(self.position[partition], position)
-        self._switch(begin)
+        since = self._switch(begin)
         batch = self.flow.prepare(fetched, self.model, begin=begin, end=self.position)
         for partition, ledger in self.ledger.items():
             low = max(begin[partition], ledger.position)
@@ -290,54 +303,63 @@ class Shift:
                 batch.begin[partition] = low
             else:
                 del batch.begin[partition]
-        ticket = None if batch.segments is None else self.pool.submit(batch.segments, self.model.version)
-        stamp = float(fetched.time_ms.max(initial=0))
-        self.in_flight.append((batch, ticket, stamp))
+        ticket = None
+        if batch.segments is not None:
+            ticket = self.pool.submit(batch.segments, self.model.version)
+        oldest = int(fetched.time_ms.min()) if len(fetched) else 0
+        self.in_flight.append(_Flight(batch, ticket, max(0, oldest), since))
         self.stats.in_flight = len(self.in_flight)
         if self.stats.state == "catching up" and self._caught_up():
             self.stats.state, self.stats.words = "running", ""
 
-    def _switch(self, begin: dict[Partition, int]) -> None:
-        """Take another model version from this batch on, if the pool was told to."""
-        model = self.lane._model(self.lane.number, "")  # noqa: SLF001
+    def _switch(self, begin: dict[Partition, int]) -> dict[Partition, int] | None:
+        """Take another version from this batch on, if the owner was told to.
+
+        Returns the first offset of each partition that the new version scores.
+        """
+        model = self.lane.model(self.lane.number, "")
         behind = any(begin[p] < o for p, o in self.flow.speak.items())
         if model is None or model.version == self.model.version or behind:
-            return
-        for partition in self.lane.partitions:
-            offset = max(begin[partition], self.ledger[partition].position)
-            words = {"offset": offset, "model": model.version, "before": self.model.version}
-            self.since[partition] = offset
-            self._audit("version", partition, words)
+            return None
         self.model = model
-        self.stats.version = model.version
+        return {p: max(begin[p], ledger.position) for p, ledger in self.ledger.items()}
 
     def _collect(self, wait_s: float) -> None:
         """Finish batches in order, as far as their scores are there."""
         while self.in_flight:
-            batch, ticket, stamp = self.in_flight[0]
+            flight = self.in_flight[0]
             scores = None
-            if ticket is not None:
-                scores = self.pool.result(ticket, wait_s)
+            if flight.ticket is not None:
+                scores = self.pool.result(flight.ticket, wait_s)
                 if scores is None:
                     return
             self.in_flight.popleft()
-            self._done(batch, self.flow.finish(batch, scores), stamp)
+            self._done(flight, self.flow.finish(flight.batch, scores))
             wait_s = 0.0
-        self.stats.in_flight = len(self.in_flight)
 
-    def _done(self, batch: Batch, said: Said, stamp: float) -> None:
-        for partition, begin in batch.begin.items():
+    def _done(self, flight: _Flight, said: Said) -> None:
+        for partition, begin in flight.batch.begin.items():
             self.ledger[partition].done(begin)
+        if flight.since is not None:
+            self._changed(flight.batch.model.version, flight.since)
         out = self.flow.emit(said)
         if out and not self.out:
             self.out_since = self.clock.monotonic()
         self.out += out
-        self.stamps.append(stamp)
-        self.stats.records += len(batch.records)
+        self.stamps.append(flight.stamp_ms)
+        self.stats.records += len(flight.batch.records)
         self.stats.alerts += len(said.alerts)
         self.stats.rejects += len(said.rejects)
         self.stats.keys = len(self.flow.keys)
         self.stats.in_flight = len(self.in_flight)
+
+    def _changed(self, version: str, since: dict[Partition, int]) -> None:
+        """The first batch of another version is done: say so in the transaction that holds it."""
+        for partition, offset in since.items():
+            words = {"offset": offset, "model": version, "before": self.noted}
+            self._audit("version", partition, words)
+        self.noted, self.since = version, since
+        self.stats.version = version
 
     # ---- committing ------------------------------------------------------------------------
 
@@ -367,9 +389,9 @@ class Shift:
         self.stamps = []
 
     def _note(self, partition: Partition) -> str:
-        return json.dumps({"model": self.model.version, "since": self.since[partition]})
+        return json.dumps({"model": self.noted, "since": self.since[partition]})
 
-    def _audit(self, what: str, partition: Partition, words: dict[str, object]) -> None:
+    def _audit(self, what: str, partition: Partition, words: Mapping[str, object]) -> None:
         entry = {
             "schema": "raywatch.audit/1",
             "what": what,
@@ -401,7 +423,7 @@ class Shift:
         snapshot = self.flow.snapshot(offsets)
         try:
             self.stats.snapshot = checkpoint.save(
-                self.store, self.spec.name, self.lane.number, snapshot, self.lane._epoch  # noqa: SLF001
+                self.store, self.spec.name, self.lane.number, snapshot, self.lane.epoch
             )
         except Unreachable as error:
             self.stats.words = f"no snapshot: {error.message}"

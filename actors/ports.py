@@ -120,6 +120,13 @@ class Sink(Protocol):
         """
         ...
 
+    def calling_since(self) -> float | None:
+        """`time.monotonic()` at the start of the client call in progress; any thread may ask.
+
+        Client libraries have calls that outlive their own time-outs: a watchdog looks here.
+        """
+        ...
+
     def close(self) -> None:
         """Let go; idempotent. An open transaction is left to be aborted."""
         ...

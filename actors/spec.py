@@ -24,6 +24,7 @@ class DetectorSpec:
     lanes: int = 4
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
+    replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps
     keys_max: int = 1_000_000  # keys a lane may hold
     batch_records: int = 20_000  # most records in a batch
     batch_wait_s: float = 0.05  # longest a record waits for its batch to fill

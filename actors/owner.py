@@ -1,0 +1,223 @@
+"""An owner: some lanes of one detector in one process, a thread each.
+
+Which scorers there are and which version each lane uses comes as a *roster* from the supervisor;
+without one the lanes wait. An owner is crash-only: what no lane foresaw, and a client call that
+outlives its deadline, ends the process. Whoever starts it again loses nothing, since lanes are
+fenced and stand on committed offsets.
+"""
+
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from raywatch.actors.lane import Lane
+from raywatch.actors.pool import Member, Members, RemotePool
+from raywatch.actors.ports import Clock, Log, Partition, Store
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.scorer import ModelSpec
+
+CALL_MAX_S = 30.0  # A client call older than this hangs: every call has a shorter deadline.
+WATCH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The pool as the supervisor knows it."""
+
+    number: int  # grows with every change
+    models: Mapping[str, ModelSpec]  # by version
+    lanes: Mapping[int, str]  # version that each lane is to use
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReport:
+    """One lane, as its owner sees it."""
+
+    lane: int
+    state: str
+    words: str
+    partitions: tuple[Partition, ...]
+    version: str
+    opened: int
+    records: int
+    alerts: int
+    rejects: int
+    commits: int
+    keys: int
+    in_flight: int
+    committed: dict[str, int]
+    position: dict[str, int]
+    version_since: dict[str, int]
+    delay_ms: tuple[float, float]  # p50 and p99 from the log's timestamp to the commit
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerReport:
+    """What an owner says of itself."""
+
+    name: str
+    pid: int
+    epoch: str
+    roster: int
+    lanes: tuple[LaneReport, ...]
+    failures: dict[str, str]  # scorers that failed on it, and how
+    sent_again: int
+    cpu_s: float
+    rss_bytes: int
+    age_s: float
+    exactly_once: bool | None = None
+    node: str = ""
+    extra: dict[str, str] = field(default_factory=lambda: {})
+
+
+def _die(error: BaseException) -> None:
+    """End the process at once: an exception in a thread is invisible to whoever restarts it."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+class Owner:
+    """Runs lanes until it is stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: DetectorSpec,
+        lanes: Mapping[int, tuple[Partition, ...]],
+        *,
+        log: Log,
+        store: Store,
+        clock: Clock,
+        members: Members,
+        epoch: str,
+        score_timeout_s: float = 5.0,
+        die: Callable[[BaseException], None] = _die,
+    ) -> None:
+        """Start the lanes at once; they wait for a roster."""
+        self.name, self.spec, self.epoch = name, spec, epoch
+        self._clock, self._members, self._die = clock, members, die
+        self._began = clock.monotonic()
+        self._roster = Roster(-1, {}, {})
+        self._pools: list[RemotePool] = []
+        self._again = 0
+        self._timeout_s = score_timeout_s
+        self.lanes = {
+            number: Lane(
+                spec, number, partitions, log=log, pool=self._pool, store=store, clock=clock,
+                model=self._model, epoch=epoch,
+            )  # fmt: skip
+            for number, partitions in lanes.items()
+        }
+        self._threads = [
+            threading.Thread(target=self._live, args=(lane,), name=f"lane-{number}", daemon=True)
+            for number, lane in self.lanes.items()
+        ]
+        self._watch = threading.Thread(target=self._watchdog, name="watchdog", daemon=True)
+        for thread in (*self._threads, self._watch):
+            thread.start()
+
+    # ---- control ---------------------------------------------------------------------------
+
+    def enlist(self, roster: Roster, members: Mapping[str, Member]) -> None:
+        """Use this pool from now on. Older rosters than the one in use are ignored."""
+        if roster.number < self._roster.number:
+            return
+        self._members.replace(members)
+        self._roster = roster
+
+    def stop(self, wait_s: float) -> bool:
+        """Finish and commit what was pulled; whether all lanes ended within `wait_s`."""
+        for lane in self.lanes.values():
+            lane.stop()
+        until = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def report(self) -> OwnerReport:
+        """Counters as of now. Never waits for a lane."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        sinks = [lane.sink for lane in self.lanes.values()]
+        modes = {sink.exactly_once for sink in sinks if sink is not None}
+        return OwnerReport(
+            name=self.name,
+            pid=os.getpid(),
+            epoch=self.epoch,
+            roster=self._roster.number,
+            lanes=tuple(_lane_report(lane) for lane in self.lanes.values()),
+            failures=self._members.failures(),
+            sent_again=sum(pool.sent_again for pool in self._pools),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            rss_bytes=_rss_bytes(),
+            age_s=self._clock.monotonic() - self._began,
+            exactly_once=min(modes) if modes else None,
+        )
+
+    # ---- lanes -----------------------------------------------------------------------------
+
+    def _pool(self) -> RemotePool:
+        pool = RemotePool(self._members, self._clock, timeout_s=self._timeout_s)
+        self._pools = [*self._pools[-64:], pool]
+        return pool
+
+    def _model(self, lane: int, committed: str) -> ModelSpec | None:
+        """The version a lane is to use: what its commits name while that is served, else the target."""
+        roster = self._roster
+        if committed and committed in roster.models and committed in self._members.versions():
+            return roster.models[committed]
+        return roster.models.get(roster.lanes.get(lane, ""))
+
+    def _live(self, lane: Lane) -> None:
+        try:
+            lane.run()
+        except BaseException as error:  # noqa: BLE001  whatever it is, it ends the process
+            self._die(error)
+
+    def _watchdog(self) -> None:
+        """A client call that never returns cannot be cancelled: the process has to go."""
+        while any(thread.is_alive() for thread in self._threads):
+            for lane in self.lanes.values():
+                sink = lane.sink
+                since = sink.calling_since() if sink is not None else None
+                if since is not None and time.monotonic() - since > CALL_MAX_S:
+                    age = time.monotonic() - since
+                    self._die(TimeoutError(f"lane {lane.number}: a client call hangs for {age:.0f} s"))
+            time.sleep(WATCH_S)
+
+
+def _lane_report(lane: Lane) -> LaneReport:
+    stats = lane.stats
+    delays = sorted(stats.delay_ms.copy())
+    size = len(delays)
+    return LaneReport(
+        lane=lane.number,
+        state=stats.state,
+        words=stats.words,
+        partitions=lane.partitions,
+        version=stats.version,
+        opened=stats.opened,
+        records=stats.records,
+        alerts=stats.alerts,
+        rejects=stats.rejects,
+        commits=stats.commits,
+        keys=stats.keys,
+        in_flight=stats.in_flight,
+        committed=dict(stats.committed),
+        position=dict(stats.position),
+        version_since=dict(stats.version_since),
+        delay_ms=(delays[size // 2], delays[size * 99 // 100]) if size else (0.0, 0.0),
+        snapshot=stats.snapshot,
+    )
+
+
+def _rss_bytes() -> int:
+    """Resident memory of this process now."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()

@@ -1,0 +1,273 @@
+"""The only importer of ray among the actors: wraps plain classes, maps Ray's errors to ours.
+
+Owners are restarted by Ray for ever (their constructor arguments say all they need); scorers are
+not: their death is noticed in milliseconds that way, and the supervisor replaces them. All actors
+live in one namespace, are detached and found by name.
+"""
+
+import gc
+import os
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from raywatch.actors.clock import SystemClock
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.owner import Owner, OwnerReport, Roster
+from raywatch.actors.pool import Member, Members, ScorerGone
+from raywatch.actors.ports import Log, Partition
+from raywatch.actors.scorer import ScorerHost, ScorerReport
+from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.store import open_store
+from raywatch.models.errors import Unreachable
+from raywatch.models.scorer import ModelSpec, Scores, Segments
+
+NAMESPACE = "raywatch"
+SUPERVISOR = "supervisor"
+INLINE_BYTES_MAX = 100_000  # Larger arguments go to the object store once, and are shared from it.
+BROKER_CALL_S = 30.0
+
+
+# ---- logs ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpec:
+    """How an actor gets its Log: brokers, or the name of the embedded log's actor."""
+
+    bootstrap: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+    exactly_once: bool | None = None
+    embedded: str = ""
+
+    def __repr__(self) -> str:
+        return f"LogSpec({self.bootstrap or self.embedded!r}, {len(self.settings)} settings)"
+
+
+def open_log(spec: LogSpec) -> Log:
+    """A Log in this process."""
+    if spec.embedded:
+        return EmbeddedLog(RemoteBroker(spec.embedded))
+    from raywatch.actors.kafka import KafkaLog
+
+    return KafkaLog(spec.bootstrap, dict(spec.settings), exactly_once=spec.exactly_once)
+
+
+class BrokerActor:
+    """The embedded log behind an actor."""
+
+    def __init__(self) -> None:
+        self._broker = EmbeddedBroker()
+
+    def call(self, method: str, *args: Any, **keywords: Any) -> Any:
+        """Forward one call."""
+        return getattr(self._broker, method)(*args, **keywords)
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+
+class RemoteBroker:
+    """What `EmbeddedLog` talks to when the log lives in an actor."""
+
+    def __init__(self, name: str) -> None:
+        self._handle = find(name)
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        def call(*args: Any, **keywords: Any) -> Any:
+            try:
+                ref = self._handle.call.remote(method, *args, **keywords)
+                return ray.get(ref, timeout=BROKER_CALL_S)
+            except GetTimeoutError as error:
+                raise Unreachable(f"the embedded log did not answer `{method}` in time") from error
+            except RayActorError as error:
+                raise Unreachable("the embedded log is gone") from error
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+
+        return call
+
+
+# ---- scorers -------------------------------------------------------------------------------
+
+
+class ScorerActor:
+    """`ScorerHost` as an actor; its reports answer while a batch is scored."""
+
+    def __init__(self, name: str, blob: bytes, device: str) -> None:
+        self._host = ScorerHost(name, blob, device)
+
+    def score(self, segments: Segments) -> Scores:
+        """Score one batch."""
+        return self._host.score(segments)
+
+    @ray.method(concurrency_group="control")
+    def report(self) -> ScorerReport:
+        """Counters as of now."""
+        return self._host.report(os.getpid())
+
+
+class RayMember:
+    """A scorer actor as a member of the pool."""
+
+    def __init__(self, name: str, version: str, handle: Any) -> None:
+        self.name, self.version, self._handle = name, version, handle
+
+    def score(self, payload: Any) -> "Future[Scores]":
+        """Start scoring; a dead scorer is ScorerGone, whatever else the model raised is a bug."""
+        answer: Future[Scores] = Future()
+
+        def done(future: "Future[Scores]") -> None:
+            error = future.exception()
+            if error is None:
+                answer.set_result(future.result())
+            elif isinstance(error, RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+                answer.set_exception(ScorerGone(type(error).__name__))
+            else:
+                answer.set_exception(error)
+
+        try:
+            self._handle.score.remote(payload).future().add_done_callback(done)
+        except RayError as error:
+            raise ScorerGone(type(error).__name__) from error
+        return answer
+
+
+def wrap(segments: Segments) -> Any:
+    """What is sent to scorers: small batches by value, larger ones by reference."""
+    return segments if segments.nbytes <= INLINE_BYTES_MAX else ray.put(segments)
+
+
+# ---- owners --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A roster with the actors it names: (scorer, version, handle)."""
+
+    roster: Roster
+    scorers: tuple[tuple[str, str, Any], ...]
+
+    def members(self) -> dict[str, Member]:
+        """As the owner wants them."""
+        return {name: RayMember(name, version, handle) for name, version, handle in self.scorers}
+
+
+class OwnerActor:
+    """`Owner` as an actor. Ray's restart calls the constructor again with the same arguments."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: DetectorSpec,
+        lanes: Mapping[int, tuple[Partition, ...]],
+        log: LogSpec,
+        store: str,
+        score_timeout_s: float,
+    ) -> None:
+        clock = SystemClock()
+        self._owner = Owner(
+            name,
+            spec,
+            lanes,
+            log=open_log(log),
+            store=open_store(store),
+            clock=clock,
+            members=Members(clock, wrap),
+            epoch=uuid.uuid4().hex[:12],
+            score_timeout_s=score_timeout_s,
+        )
+        self._ask(spec.name)
+        # Messages and columns are many, short-lived and without cycles: walking them costs more
+        # than consuming them.
+        gc.freeze()
+        gc.set_threshold(200_000, 50, 100)
+
+    def _ask(self, detector: str) -> None:
+        """A restarted owner need not wait for the next tick of the supervisor."""
+        try:
+            ref = find(SUPERVISOR).pool.remote(detector)
+            pool: Pool | None = ray.get(ref, timeout=2.0)
+        except (Unreachable, RayError):
+            return  # it will push the roster when it is back
+        if pool is not None:
+            self.enlist(pool)
+
+    @ray.method(concurrency_group="control")
+    def enlist(self, pool: Pool) -> None:
+        """Use these scorers."""
+        self._owner.enlist(pool.roster, pool.members())
+
+    @ray.method(concurrency_group="control")
+    def report(self) -> OwnerReport:
+        """Counters as of now."""
+        return replace(self._owner.report(), node=ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="control")
+    def stop(self, wait_s: float) -> bool:
+        """Finish, commit and end the lanes."""
+        return self._owner.stop(wait_s)
+
+
+# ---- starting and finding ------------------------------------------------------------------
+
+
+def find(name: str) -> Any:
+    """The handle of a named actor. Raises Unreachable."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise Unreachable(
+            f"no actor `{name}` runs on this Ray cluster",
+            hint="is raywatch deployed there? `raywatch deploy` starts it",
+        ) from error
+
+
+def start_owner(
+    name: str,
+    *,
+    spec: DetectorSpec,
+    lanes: Mapping[int, tuple[Partition, ...]],
+    log: LogSpec,
+    store: str,
+    cpus: float,
+    score_timeout_s: float = 5.0,
+) -> Any:
+    """Create an owner, or find the one that has this name."""
+    actor = ray.remote(OwnerActor).options(
+        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=cpus,
+        max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 4},
+    )  # fmt: skip
+    return actor.remote(name, spec, lanes, log, store, score_timeout_s)
+
+
+def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0) -> Any:
+    """Create a scorer. It is ready when its first report arrives."""
+    actor = ray.remote(ScorerActor).options(
+        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=cpus,
+        num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2},
+    )  # fmt: skip
+    return actor.remote(name, ray.put(blob), device)
+
+
+def start_broker(name: str) -> Any:
+    """Create the embedded log, or find it."""
+    actor = ray.remote(BrokerActor).options(
+        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0.1,
+        max_restarts=0, max_concurrency=16,
+    )  # fmt: skip
+    return actor.remote()
+
+
+def models_of(reports: Mapping[str, ScorerReport]) -> dict[str, ModelSpec]:
+    """Versions and what lanes must know of them, from what scorers said."""
+    return {report.model.version: report.model for report in reports.values()}
