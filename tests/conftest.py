@@ -1,0 +1,62 @@
+"""Fixtures that more than one room needs: a real Kafka, and names nobody else uses."""
+
+import importlib.util
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tools.kafka import KafkaCluster
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "kafka.py"
+
+
+def _started(folder: Path, brokers: int) -> "KafkaCluster":
+    """A running cluster that ends with this process, whatever happens to it."""
+    name = "raywatch_tools_kafka"  # by path: the top level folder is no package on purpose
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, TOOL)
+        assert spec
+        assert spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    tool = sys.modules[name]
+    # Runs at the same time start looking for ports in different places.
+    port = tool.free_port(20_000 + os.getpid() % 300 * 32)
+    cluster: KafkaCluster = tool.KafkaCluster(folder, port=port, brokers=brokers, tied=True)
+    cluster.start()
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KafkaCluster"]:
+    """One broker for the whole session: do not stop it, use names of your own (`topic`)."""
+    cluster = _started(tmp_path_factory.mktemp("kafka"), 1)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def kafka3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KafkaCluster"]:
+    """Three brokers for one module: its tests may kill them and start them again."""
+    cluster = _started(tmp_path_factory.mktemp("kafka3"), 3)
+    yield cluster
+    cluster.stop()
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def topic() -> Callable[[str], str]:
+    """Makes names (of topics, groups, lanes) that no other test uses; creates nothing."""
+
+    def name(stem: str = "t") -> str:
+        return f"{stem}-{os.getpid()}-{next(_NUMBERS)}"
+
+    return name
