@@ -1,0 +1,297 @@
+"""What one detector can be told: fields, policy, bounds; and how it becomes a DetectorSpec.
+
+Every setting has a default (of `actors/spec.py` and `models/settings.py`, so that there is one
+truth), a unit at the end of its name, a bound and a description. Knows no brokers and no secrets.
+"""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raywatch.actors.records import RecordSpec
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.errors import ConfigError
+from raywatch.models.settings import DecideSettings, MissingSettings
+
+CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
+
+_DECIDE = DecideSettings()
+_MISSING = MissingSettings()
+_RECORD = RecordSpec(values=("x",))
+_SPEC = DetectorSpec(name="x", topics=("x",), record=_RECORD, model="x")
+
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+OwnTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]  # empty: named after it
+
+
+class Settings(BaseModel):
+    """A part of the config: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class Record(Settings):
+    """Which fields of a record are what."""
+
+    values: tuple[str, ...] = Field(
+        min_length=1,
+        max_length=CHANNELS_MAX,
+        description="Fields with numbers, one or a list; each is a channel. `x*` stands for all "
+        "fields that match, in natural order (`x2` before `x10`), settled once at start.",
+    )
+    key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the key; without it the Kafka key counts.",
+    )
+    time: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the time, epoch milliseconds or ISO 8601; without it Kafka's "
+        "timestamp counts (in a file: the number of the row).",
+    )
+    ahead_max_ms: int = Field(
+        default=_RECORD.ahead_max_ms,
+        ge=0,
+        le=315_360_000_000,
+        description="Furthest a record's time may lie ahead of Kafka's timestamp, in ms; "
+        "a record beyond it is rejected.",
+    )
+    bytes_max: int = Field(
+        default=_RECORD.bytes_max,
+        ge=16,
+        le=67_108_864,
+        description="Largest record in bytes; a larger one is rejected unread.",
+    )
+    key_bytes_max: int = Field(
+        default=_RECORD.key_bytes_max, ge=1, le=65_536, description="Longest key in bytes."
+    )
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: object) -> object:
+        if isinstance(values, str):
+            return (values,)
+        return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not value or values.count(value) > 1:
+                raise ValueError(f"`{value}` must not be empty and must stand there once")
+        return values
+
+    @property
+    def patterns(self) -> bool:
+        """Whether `values` names patterns, so that the fields of a record must be known."""
+        return any(_is_pattern(value) for value in self.values)
+
+    def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
+        """Names of the channels where records have these fields. Raises ConfigError."""
+        taken = {self.key, self.time}
+        found: dict[str, None] = {}
+        for value in self.values:
+            if not _is_pattern(value):
+                found[value] = None
+                continue
+            matching = [each for each in fields if fnmatch.fnmatchcase(each, value)]
+            names = sorted((each for each in matching if each not in taken), key=_natural)
+            if not names:
+                known = ", ".join(f"`{each}`" for each in sorted(fields, key=_natural)[:12])
+                raise ConfigError(f"no field matches `{value}`", hint=f"fields are {known or '-'}")
+            found.update(dict.fromkeys(names))
+        if len(found) > CHANNELS_MAX:
+            raise ConfigError(f"{len(found)} channels match, at most {CHANNELS_MAX} are allowed")
+        return tuple(found)
+
+
+def _is_pattern(value: str) -> bool:
+    return any(each in value for each in "*?[")
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts `x2` before `x10`."""
+    pieces = re.split(r"(\d+)", name)
+    return tuple((0, int(each)) if each.isdecimal() else (1, each) for each in pieces if each)
+
+
+class Alert(Settings):
+    """When a score becomes an alert."""
+
+    probability: float = Field(
+        default=_DECIDE.probability,
+        ge=1e-12,
+        le=0.1,
+        description="Alert where a value this strange is this rare, for each record of a key: "
+        "1e-5 is one in 100,000 records.",
+    )
+    warmup: int = Field(
+        default=_DECIDE.warmup,
+        ge=0,
+        le=1_000_000,
+        description="Records of a key before it may alert.",
+    )
+    quiet: int = Field(
+        default=_DECIDE.quiet,
+        ge=1,
+        le=100_000,
+        description="Ordinary records of the key after which its incident is resolved.",
+    )
+    half_life: int = Field(
+        default=_DECIDE.half_life,
+        ge=100,
+        le=1_000_000,
+        description="Records over which the calibration forgets half of what it saw.",
+    )
+    update_factor: float = Field(
+        default=_DECIDE.update_factor,
+        ge=1.0,
+        le=1e12,
+        description="An open incident is updated when it became this many times less likely.",
+    )
+
+
+class Missing(Settings):
+    """When a key counts as silent; judged in record time by the other keys of its partition."""
+
+    enabled: bool = Field(default=_MISSING.enabled, description="Whether silence is an incident.")
+    intervals: float = Field(
+        default=_MISSING.intervals,
+        ge=2.0,
+        le=10_000.0,
+        description="A key is silent after this many of its usual intervals,",
+    )
+    floor_ms: int = Field(
+        default=_MISSING.floor_ms,
+        ge=1,
+        le=2_592_000_000,
+        description="and after at least this many ms.",
+    )
+    records_min: int = Field(
+        default=_MISSING.records_min,
+        ge=2,
+        le=1_000_000,
+        description="Records of a key before its silence means anything.",
+    )
+
+
+class Detector(Settings):
+    """Topics, fields, a model and a policy, with a consumer group of their own."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        description="Name, in lower case; group and topics are named after it.",
+    )
+    topics: tuple[Topic, ...] = Field(
+        min_length=1, max_length=64, description="Topics to watch; names, no patterns."
+    )
+    record: Record = Field(description="Which fields of a record are what.")
+    model: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?$",
+        description="Model to score with: `name`, or `name@hash` to pin a version.",
+    )
+    alert: Alert = Field(default_factory=Alert, description="When a score becomes an alert.")
+    missing: Missing = Field(default_factory=Missing, description="When silence becomes an alert.")
+    group: str = Field(
+        default="",
+        max_length=249,
+        description="Consumer group; empty: `raywatch.<name>`. Nobody else may use it.",
+    )
+    alerts: OwnTopic = Field(default="", description="Topic; empty: `<name>.alerts`.")
+    rejects: OwnTopic = Field(default="", description="Topic; empty: `<name>.rejects`.")
+    lanes: int = Field(
+        default=_SPEC.lanes,
+        ge=1,
+        le=4_096,
+        description="Lanes the partitions are dealt to: the most owners that can share the work. "
+        "Changing it moves state, so choose once.",
+    )
+    start: Literal["earliest", "latest"] = Field(
+        default=_SPEC.start, description="Where a group begins that never committed."
+    )
+    lost: Literal["continue", "stop"] = Field(
+        default=_SPEC.lost,
+        description="When committed offsets are no longer retained: stop and say so, or go on "
+        "at the oldest record and journal the gap.",
+    )
+    replay_max: int = Field(
+        default=_SPEC.replay_max,
+        ge=0,
+        le=1_000_000_000,
+        description="Most records a partition is read back to build its state where no snapshot "
+        "is left; models look back a bounded number of values.",
+    )
+    keys_max: int = Field(
+        default=_SPEC.keys_max,
+        ge=1,
+        le=50_000_000,
+        description="Keys a lane may hold, about 6 KiB each and channel; records of further keys "
+        "are rejected.",
+    )
+    batch_records: int = Field(
+        default=_SPEC.batch_records, ge=1, le=200_000, description="Most records in a batch."
+    )
+    batch_wait_ms: int = Field(
+        default=int(_SPEC.batch_wait_s * 1_000),
+        ge=1,
+        le=10_000,
+        description="Longest a record waits for its batch to fill, in ms.",
+    )
+    in_flight: int = Field(
+        default=_SPEC.in_flight,
+        ge=1,
+        le=64,
+        description="Batches of a lane that may be at the scorers.",
+    )
+    checkpoint_ms: int = Field(
+        default=int(_SPEC.checkpoint_s * 1_000),
+        ge=10,
+        le=60_000,
+        description="Longest time between two commits while records flow, in ms: alerts are "
+        "visible after it, and at most this much is scored again after a crash.",
+    )
+    snapshot_s: float = Field(
+        default=_SPEC.snapshot_s,
+        ge=1.0,
+        le=86_400.0,
+        description="Time between two snapshots of a lane's state, in s: a new owner replays at "
+        "most this much.",
+    )
+
+    def to_spec(self, audit: str, fields: Sequence[str] | None = None) -> DetectorSpec:
+        """As plain values. `fields` settles patterns. Raises ConfigError without them."""
+        record = self.record
+        if record.patterns and fields is None:
+            raise ConfigError(
+                f"`{self.name}` has patterns in `record.values`, and no record was seen yet",
+                hint="write a record first, or name the fields",
+            )
+        named: dict[str, Any] = {**dict(record), "values": record.channels(fields or ())}
+        return DetectorSpec(
+            name=self.name,
+            topics=self.topics,
+            record=RecordSpec(**named),
+            model=self.model,
+            decide=DecideSettings(**dict(self.alert)),
+            missing=MissingSettings(**dict(self.missing)),
+            group=self.group,
+            alerts=self.alerts,
+            rejects=self.rejects,
+            audit=audit,
+            lanes=self.lanes,
+            start=self.start,
+            lost=self.lost,
+            replay_max=self.replay_max,
+            keys_max=self.keys_max,
+            batch_records=self.batch_records,
+            batch_wait_s=self.batch_wait_ms / 1_000,
+            in_flight=self.in_flight,
+            checkpoint_s=self.checkpoint_ms / 1_000,
+            snapshot_s=self.snapshot_s,
+        )
