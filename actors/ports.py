@@ -7,7 +7,7 @@ here, in `testing.py`. `Log` is where Sources and Sinks come from.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from raywatch.models.scorer import I32, I64, Scores, Segments
@@ -49,6 +49,9 @@ class Fetched:
     time_ms: I64  # (N,) the log's own timestamp, -1 where it has none
     values: list[bytes | None]  # (N,) None is a tombstone
     keys: list[bytes | None]  # (N,), or empty where the source was opened without keys
+    headers: list[tuple[tuple[str, bytes], ...]] = field(  # (N,), or empty, like keys
+        default_factory=lambda: []
+    )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -138,7 +141,10 @@ class Log(Protocol):
     def source(
         self, group: str, partitions: Sequence[Partition], *, keys: bool = False
     ) -> Source:
-        """A reader of these partitions (read_committed). `group` is whose commits it asks for."""
+        """A reader of these partitions (read_committed). `group` is whose commits it asks for.
+
+        `keys` asks for keys and headers (empty `group`: a reader that only looks).
+        """
         ...
 
     def sink(self, lane: str, group: str) -> Sink:
