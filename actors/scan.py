@@ -1,0 +1,247 @@
+"""Reads wanted fields out of JSON objects: one compiled pass over the bytes of a whole batch.
+
+The scanner takes a record only if it is certain to give what a full parser would: a whole, valid
+object (RFC 8259), wanted names at most once, names written without escapes, numbers that round
+provably right, keys that are strings without escapes or integers, times as in `iso_ms`. Whatever
+else it meets, it says ASK, and the full parser (decode.py) has the last word. So it may be
+ignorant, but never wrong. Fields nobody wants are validated like the others, nested ones up to
+DEPTH_MAX levels.
+
+Records of a stream mostly name the same fields in the same order: the names of the record before
+are compared first.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from raywatch.actors.grammar import (
+    CLOSE,
+    COLON,
+    COMMA,
+    DOT,
+    MINUS,
+    OPEN,
+    OPEN_LIST,
+    QUOTE,
+    TIME_MAX_MS,
+    ZERO,
+    ZEROS,
+    byte_at,
+    iso_ms,
+    nested,
+    null,
+    number,
+    scalar,
+    space,
+    string,
+)
+from raywatch.models.scorer import F64, I32, I64, U8
+
+OK, ASK = 0, 1  # status of a record
+KEY, TIME, UNWANTED, ASK_NAME = -1, -2, -3, -4  # roles of a field; 0 and above are channels
+LAYOUT_MAX = 1_024  # fields a record may have; their names are remembered
+
+
+class Wanted(NamedTuple):
+    """The fields to be read, as arrays a kernel can look at; see `wanted`."""
+
+    names: U8  # all names, back to back, in UTF-8
+    begin: I64  # (F,)
+    size: I64  # (F,)
+    role: I64  # (F,) KEY, TIME or the number of the channel
+
+
+class Scanned(NamedTuple):
+    """What the scanner found; a row means something only where its status is OK."""
+
+    status: U8  # (N,)
+    time_ms: I64  # (N,) unset where no time field is wanted
+    values: F64  # (N, C) NaN: null or absent
+    key_begin: I64  # (N,) unset where no key field is wanted
+    key_size: I32  # (N,)
+
+
+def wanted(key: str | None, time: str | None, values: tuple[str, ...]) -> Wanted | None:
+    """Prepare the fields of a record for `scan`; None where one name is to be two things."""
+    roles = [(key, KEY)] if key is not None else []
+    roles += [(time, TIME)] if time is not None else []
+    roles += [(name, channel) for channel, name in enumerate(values)]
+    names = [name.encode("utf-8", "surrogatepass") for name, _ in roles]
+    if len(set(names)) != len(names):
+        return None
+    size = np.array([len(name) for name in names], np.int64)
+    return Wanted(
+        names=np.frombuffer(b"".join(names) + b"\0", np.uint8),
+        begin=np.cumsum(size) - size,
+        size=size,
+        role=np.array([role for _, role in roles], np.int64),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _same(p: int, q: int, size: int) -> bool:
+    """Whether `size` bytes at p and q are equal; those at q hold no zero byte."""
+    k = 0
+    while k < size and byte_at(p + k) == byte_at(q + k):
+        k += 1
+    return k == size
+
+
+@njit(cache=True, nogil=True)
+def _name(p: int, place: int, names: U8, name_begin: I64, name_size: I64, layout: I64) -> int:
+    """Read the name at p, the record's field number `place`, into the layout.
+
+    Returns the number of the wanted field, UNWANTED, or ASK_NAME.
+    """
+    if byte_at(p) != QUOTE:
+        return ASK_NAME
+    end, escaped = string(p + 1)
+    if end < 0 or escaped:
+        return ASK_NAME
+    behind = space(end + 1)
+    if byte_at(behind) != COLON:
+        return ASK_NAME
+    layout[place, 0], layout[place, 1], layout[place, 2] = p, behind + 1 - p, UNWANTED
+    for field in range(name_size.shape[0]):
+        if name_size[field] == end - p - 1:
+            known, k = name_begin[field], 0
+            while k < name_size[field] and byte_at(p + 1 + k) == names[known + k]:
+                k += 1
+            if k == name_size[field]:
+                layout[place, 2] = field
+                break
+    return layout[place, 2]
+
+
+@njit(cache=True, nogil=True)
+def _key(p: int, bytes_max: int) -> tuple[int, int, int]:
+    """The key at p: position behind the value (-1: ask), begin and size of the key's text."""
+    if byte_at(p) == QUOTE:
+        end, escaped = string(p + 1)
+        size = end - p - 1
+        if end < 0 or escaped or size < 1 or size > bytes_max:
+            return -1, 0, 0
+        return end + 1, p + 1, size
+    begin = p + 1 if byte_at(p) == MINUS else p
+    q = begin
+    while 48 <= byte_at(q) <= 57:
+        q += 1
+    digits = q - begin
+    if digits == 0 or digits > 18 or (byte_at(begin) == ZERO and (digits > 1 or begin > p)):
+        return -1, 0, 0
+    if byte_at(q) == DOT or byte_at(q) | 32 == 101 or q - p > bytes_max:
+        return -1, 0, 0
+    return q, p, q - p
+
+
+@njit(cache=True, nogil=True)
+def _time(p: int) -> tuple[int, int]:
+    """The time at p: position behind the value (-1: ask) and milliseconds."""
+    if byte_at(p) == QUOTE:
+        end, escaped = string(p + 1)
+        if end < 0 or escaped:
+            return -1, 0
+        time_ms = iso_ms(p + 1, end)
+        return (-1 if time_ms < 0 else end + 1), time_ms
+    end, value, certain = number(p)
+    if end < 0 or not certain or value < 0.0 or value > TIME_MAX_MS:
+        return -1, 0
+    return end, math.floor(value)
+
+
+@njit(cache=True, nogil=True)
+def _channel(p: int) -> tuple[int, float, int]:
+    """The channel at p: position behind it (-1: ask), value, 1 where it is present."""
+    if byte_at(p) == 110:
+        return (p + 4 if null(p) else -1), np.nan, 0
+    end, value, certain = number(p)
+    return (end if certain else -1), value, 1
+
+
+@njit(cache=True, nogil=True)
+def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
+    base: int,
+    begin: I64,
+    size: I64,
+    names: U8,
+    name_begin: I64,
+    name_size: I64,
+    role: I64,
+    key_bytes_max: int,
+    status: U8,
+    time_ms: I64,
+    values: F64,
+    key_begin: I64,
+    key_size: I32,
+) -> None:
+    # The record before: address and size of each name (quotes and colon included), wanted field.
+    layout, known = np.empty((LAYOUT_MAX, 3), np.int64), 0
+    seen = np.full(role.shape[0], -1, np.int64)  # the last record that had the field
+    singles_all = (role < 0).sum()
+    for index in range(begin.shape[0]):
+        status[index] = ASK
+        place, singles, channels = 0, 0, 0
+        p = space(base + begin[index])
+        if byte_at(p) != OPEN:
+            continue
+        while True:
+            p = space(p + 1)
+            if place == LAYOUT_MAX:
+                break
+            if place < known and _same(p, layout[place, 0], layout[place, 1]):
+                field = layout[place, 2]
+            else:
+                field = _name(p, place, names, name_begin, name_size, layout)
+                if field == ASK_NAME:
+                    break
+                known = max(known, place + 1)
+            p = space(p + layout[place, 1])
+            place += 1
+            if field == UNWANTED:
+                p = nested(p) if byte_at(p) == OPEN or byte_at(p) == OPEN_LIST else scalar(p)
+            elif seen[field] == index:
+                break
+            else:
+                seen[field] = index
+                if role[field] >= 0:
+                    p, values[index, role[field]], present = _channel(p)
+                    channels += present
+                elif role[field] == KEY:
+                    singles += 1
+                    p, text, key_size[index] = _key(p, key_bytes_max)
+                    key_begin[index] = text - base
+                else:
+                    singles += 1
+                    p, time_ms[index] = _time(p)
+            if p < 0:
+                break
+            p = space(p)
+            if byte_at(p) != COMMA:
+                whole = byte_at(p) == CLOSE and space(p + 1) == base + begin[index] + size[index]
+                if whole and channels > 0 and singles == singles_all:
+                    status[index] = OK
+                break
+
+
+def scan(
+    buf: U8, begin: I64, size: I64, fields: Wanted, *, channels: int, key_bytes_max: int
+) -> Scanned:
+    """Read N records; record i is buf[begin[i] : begin[i] + size[i]], with a zero byte behind it.
+
+    Behind the last one there are ZEROS zero bytes. A record without any channel, or without a
+    wanted key or time, is one to ASK about.
+    """
+    count = begin.shape[0]
+    assert not buf[-ZEROS:].any(), "the zero bytes are missing"
+    out = Scanned(
+        status=np.empty(count, np.uint8),
+        time_ms=np.empty(count, np.int64),
+        values=np.full((count, channels), np.nan),
+        key_begin=np.empty(count, np.int64),
+        key_size=np.empty(count, np.int32),
+    )
+    _scan(buf.ctypes.data, begin, size, *fields, key_bytes_max, *out)
+    return out
