@@ -1,0 +1,348 @@
+"""From scores to alerts: which records of a key are too rare to be chance?
+
+For each record of a key, in order: coarse scores are held until the next block ends; the sustained
+components are summed, the largest channel counts; every event component (its largest channel) is
+calibrated to a tail probability by the key's own past (calibrate.py), and by the hour of the day
+where `profiles` is on (profile.py);
+
+    p = min(1, P * smallest tail probability)      P components had a say (Bonferroni)
+
+then gate and incident policy (incident.py). Nothing here reads a clock: the same records give the
+same bits, however batches were cut and whichever keys travelled together.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raywatch.models import calibrate, incident, profile
+from raywatch.models.decide_kernel import (
+    BLOCK,
+    EVENT,
+    FIELDS,
+    FIRED,
+    HELD,
+    INDEX,
+    KIND,
+    LAG,
+    ORDINAL,
+    SINCE,
+    SLOT,
+    SUSTAINED,
+    WEIGHTED,
+    Batch,
+    Out,
+    Rule,
+    Scratch,
+    State,
+    decide_batch,
+)
+from raywatch.models.errors import ArtifactError
+from raywatch.models.history import Appended
+from raywatch.models.incident import Decided, Episode
+from raywatch.models.scorer import (
+    C8,
+    F32,
+    F64,
+    FINE,
+    I32,
+    I64,
+    LEVELS,
+    Component,
+    Scores,
+    Segments,
+)
+from raywatch.models.settings import DecideSettings
+
+__all__ = ["Decided", "Decider", "Episode", "warm_decide"]
+
+Array = NDArray[Any]
+
+SLOTS_MIN = 64  # Smallest allocation; from there on it doubles.
+
+
+class Decider:
+    """Decisions for the keys of one lane. One thread uses it.
+
+    `profiles` adds the two time-of-day views: for models that ask for them.
+    """
+
+    def __init__(
+        self,
+        settings: DecideSettings,
+        components: tuple[Component, ...],
+        channels: int,
+        *,
+        profiles: bool = False,
+    ) -> None:
+        assert channels >= 1, channels
+        names = [component.name for component in components]
+        assert len(set(names)) == len(names), names
+        assert not set(names) & set(profile.VIEWS), names
+        self.components = components
+        self.channels = channels
+        self.profiles = profiles
+        self.names = (*names, *(profile.VIEWS if profiles else ()))
+        self._table = _table(components, profiles=profiles)
+        rate, excess_rate = calibrate.rates(settings.half_life)
+        self._rule = Rule(
+            float(settings.probability),
+            float(settings.update_factor),
+            int(settings.warmup),
+            int(settings.quiet),
+            rate,
+            excess_rate,
+            len(components),
+        )
+        rows = len(self.names)
+        self._logs = np.zeros(rows + 1)
+        self._logs[1:] = np.log10(np.arange(1, rows + 1))
+        self._slots = 0
+        self._state = self._fresh(SLOTS_MIN)
+
+    def _fresh(self, slots: int) -> State:
+        """State of keys that were never seen."""
+        channels, rows = self.channels, len(self.names)
+        kept = slots if self.profiles else 0
+        coarse = int((self._table[:, HELD] >= 0).sum())
+        state = State(
+            total=np.zeros(slots, np.int64),
+            held=np.full((slots, coarse, channels), np.nan),
+            calibration=np.zeros((slots, rows, calibrate.COLUMNS)),
+            profile=np.zeros((kept, channels, len(profile.VIEWS), profile.HOURS + 1, 3)),
+            recent=np.zeros((kept, channels, profile.RECENT)),
+            chance=np.zeros((slots, 2)),
+            incident=np.zeros((slots, 7), np.int64),
+        )
+        state.incident[:, incident.LATEST] = incident.NEVER
+        return state
+
+    def ensure(self, slots: int) -> None:
+        """Have room for slots 0 .. slots-1."""
+        if slots <= self._slots:
+            return
+        room = self._state.total.shape[0]
+        if slots > room:
+            grown = self._fresh(max(slots, 2 * room))
+            for old, new in zip(self._state, grown, strict=True):
+                new[: old.shape[0]] = old
+            self._state = grown
+        self._slots = slots
+
+    def decide(
+        self,
+        touched: I32,
+        counts: I32,
+        time_ms: I64,
+        values: F64,
+        appended: Appended,
+        scores: Scores,
+    ) -> Decided:
+        """Decide N records of K keys, in grouped order.
+
+        Args:
+            touched: (K,) slots, ascending.
+            counts: (K,) records of each, sum N.
+            time_ms: (N,) time of each record.
+            values: (N, C) as recorded, NaN where missing.
+            appended: what history.py answered for this batch.
+            scores: what the scorer answered for `appended.segments`.
+        """
+        records, channels = int(time_ms.shape[0]), self.channels
+        assert values.shape == (records, channels), (values.shape, records, channels)
+        assert int(counts.sum()) == records, (counts.sum(), records)
+        assert records == 0 or int(touched.max()) < self._slots, (touched.max(), self._slots)
+        assert channels == 1 or appended.weight.shape == (records * channels,), (
+            appended.weight.shape
+        )
+        assert appended.anchor.shape == (touched.shape[0] * channels,), appended.anchor.shape
+        assert scores.expected.shape == (records * channels,), (scores.expected.shape, records)
+        assert scores.lag.shape == (records * channels,), (scores.lag.shape, records)
+
+        flat, cursor = self._parts(counts, self._state.total[touched], scores)
+        rows = len(self.names)
+        scratch = Scratch(
+            now=np.full((rows, channels), np.nan),
+            usual=np.full((2, channels), np.nan),
+            fresh=np.zeros(len(self.components), np.int64),
+            cursor=cursor,
+            logs=self._logs,
+        )
+        out = Out(
+            score=np.empty(records, np.float32),
+            p=np.empty(records, np.float64),
+            event=np.empty(records, np.float32),
+            # Room for an episode at every record; pages that are not written take no memory.
+            episode=np.empty((records, 7), np.int64),
+            share=np.empty((records, channels)),
+            expected=np.empty((records, channels)),
+        )
+        batch = Batch(
+            touched=_own(touched, np.int32),
+            counts=_own(counts, np.int32),
+            time_ms=_own(time_ms, np.int64),
+            values=_own(values, np.float64),
+            flat=flat,
+            weight=_own(appended.weight, np.float32),
+            expected=_own(scores.expected, np.float32),
+            lag=_own(scores.lag, np.int32),
+            anchor=_own(appended.anchor, np.float64),
+        )
+        found = decide_batch(self._table, self._rule, self._state, batch, scratch, out)
+        episodes = [self._episode(out, row, values) for row in range(found)]
+        return Decided(out.score, out.p, out.event, episodes)
+
+    def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64]:
+        """Parts of all components in one array, and where each begins."""
+        parts: list[F32] = []
+        cursor = np.zeros(len(self.components), np.int64)
+        begin = 0
+        for row, component in enumerate(self.components):
+            part = scores.parts[component.name]
+            block = int(self._table[row, BLOCK])
+            fresh = (before + counts) // block - before // block
+            size = int(fresh.sum()) * self.channels
+            assert part.shape == (size,), (component.name, part.shape, size)
+            parts.append(part)
+            cursor[row] = begin
+            begin += size
+        flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return _own(flat, np.float32), cursor
+
+    def _episode(self, out: Out, row: int, values: F64) -> Episode:
+        """One row of the kernel's answer as a value."""
+        what = out.episode[row]
+        index = int(what[INDEX])
+        return Episode(
+            index=index,
+            kind=incident.KINDS[int(what[KIND])],
+            slot=int(what[SLOT]),
+            since_ms=int(what[SINCE]),
+            ordinal=int(what[ORDINAL]),
+            p=float(out.p[index]),
+            score=float(out.score[index]),
+            event=float(out.event[index]),
+            component=self.names[int(what[FIRED])],
+            channel_share=tuple(out.share[row].tolist()),
+            observed=tuple(values[index].tolist()),
+            expected=tuple(out.expected[row].tolist()),
+            lag=int(what[LAG]),
+        )
+
+    def state(self) -> dict[str, Array]:
+        """Everything remembered, by slot: copies, so that deciding may go on meanwhile.
+
+        What belongs to a component carries its name: a later model takes over what it knows.
+        """
+        size, state = self._slots, self._state
+        held = self._table[:, HELD]
+        saved: dict[str, Array] = {
+            "count": state.total[:size].copy(),
+            "chance": state.chance[:size].copy(),
+            "incident": state.incident[:size].copy(),
+        }
+        labels = np.array([_label(name) for name in self.names] or [0], np.int64)
+        saved["incident"][:, incident.FIRED] = labels[saved["incident"][:, incident.FIRED]]
+        for row, name in enumerate(self.names):
+            saved[f"calibration.{name}"] = state.calibration[:size, row].copy()
+            if held[row] >= 0:
+                saved[f"held.{name}"] = state.held[:size, held[row]].copy()
+        if self.profiles:
+            saved["profile"] = state.profile[:size].copy()
+            saved["recent"] = state.recent[:size].copy()
+        return saved
+
+    def load(self, saved: Mapping[str, Array]) -> None:
+        """Replace everything by what `state` gave, of this or of another model's Decider.
+
+        Components that are not in it begin anew: they have no say before their own warm-up.
+        Raises ArtifactError where it is not such a state or has other channels.
+        """
+        for name in ("count", "chance", "incident"):
+            if name not in saved:
+                raise ArtifactError(f"state of the decide stage lacks `{name}`", hint=_HINT)
+        size = int(saved["count"].shape[0])
+        state = self._fresh(max(size, SLOTS_MIN))
+        held = self._table[:, HELD]
+        places: dict[str, Array] = {
+            "count": state.total,
+            "chance": state.chance,
+            "incident": state.incident,
+        }
+        if self.profiles:
+            places |= {"profile": state.profile, "recent": state.recent}
+        for row, name in enumerate(self.names):
+            places[f"calibration.{name}"] = state.calibration[:, row]
+            if held[row] >= 0:
+                places[f"held.{name}"] = state.held[:, held[row]]
+        for name, place in places.items():
+            if name not in saved:
+                continue
+            shape = (size, *place.shape[1:])
+            if saved[name].shape != shape:
+                message = f"state `{name}` has shape `{saved[name].shape}`, needs `{shape}`"
+                raise ArtifactError(message, hint=_HINT)
+            place[:size] = saved[name]
+        fired = state.incident[:size, incident.FIRED]
+        rows = np.zeros(size, np.int64)  # a component that is gone: the first one explains the end
+        for row, name in enumerate(self.names):
+            rows[fired == _label(name)] = row
+        state.incident[:size, incident.FIRED] = rows
+        self._state, self._slots = state, size
+
+
+_HINT = "delete the snapshot: the lane then rebuilds its state from the log"
+
+
+def _label(name: str) -> int:
+    """A component as a number that another model understands."""
+    return zlib.crc32(name.encode())
+
+
+def _own(array: Array, kind: type[np.generic]) -> Array:
+    """The array as the kernels were compiled for: scores from shared memory are read-only."""
+    return np.require(array, kind, ["C", "W", "A"])
+
+
+def _table(components: tuple[Component, ...], *, profiles: bool) -> I64:
+    """What the kernel must know of each component: (rows, 5)."""
+    blocks = {level.name: level.block for level in LEVELS}
+    extra = len(profile.VIEWS) if profiles else 0
+    table = np.zeros((len(components) + extra, FIELDS), np.int64)
+    table[:, HELD] = -1
+    coarse = 0
+    for row, component in enumerate(components):
+        table[row, BLOCK] = blocks[component.level]
+        table[row, EVENT] = component.event
+        table[row, SUSTAINED] = component.sustained
+        table[row, WEIGHTED] = component.weighted
+        if component.level != FINE.name:
+            table[row, HELD] = coarse
+            coarse += 1
+    table[len(components) :, BLOCK] = 1
+    table[len(components) :, EVENT] = 1
+    return table
+
+
+def warm_decide() -> None:
+    """Compile every kernel of this stage, so that the first batch does not wait for it."""
+    components = (Component("a", sustained=True), Component("b", level=C8.name))
+    decider = Decider(DecideSettings(), components, 2, profiles=True)
+    decider.ensure(1)
+    records, channels = 8, 2
+    cells = records * channels
+    segments = Segments(channels, (), np.zeros((0, 1), np.int32), np.zeros(0, np.float32))
+    tiny = Appended(segments, np.zeros(channels), np.ones(cells, np.float32))
+    parts = {"a": np.zeros(cells, np.float32), "b": np.zeros(channels, np.float32)}
+    scores = Scores(parts, np.zeros(cells, np.float32), np.zeros(cells, np.int32), "")
+    decider.decide(
+        np.zeros(1, np.int32),
+        np.full(1, records, np.int32),
+        np.zeros(records, np.int64),
+        np.zeros((records, channels)),
+        tiny,
+        scores,
+    )

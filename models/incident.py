@@ -1,0 +1,117 @@
+"""When does an alert begin, grow and end? One alert an incident.
+
+    calm --(p <= probability, gate open, warm)--> open           `open`
+    open --(p <= last reported p / update_factor)--> open        `update`
+    open --(`quiet` records in a row with p > 10 * probability)--> calm   `resolved`
+
+The gate lets a score through that is at least as rare as everything lately: M <- max(M * d, rare),
+half-life 20 records. State is float64 and int64 rows by slot; zeros, and LATEST at the smallest
+int64, are a new key.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from raywatch.models.scorer import F32, F64, I64
+
+GATE_DECAY = 0.5 ** (1.0 / 20.0)
+KEEP = 10.0  # An incident whose p wavers around the line is one incident, not many.
+NEVER = int(np.iinfo(np.int64).min)
+
+GATE, REPORTED = range(2)  # columns of the float64 row: M, p at the last open or update
+OPEN, SINCE, QUIET, FIRED, ORDINAL, LATEST, REPEATS = range(7)  # columns of the int64 row
+
+NOTHING, OPENED, UPDATED, RESOLVED = range(4)
+KINDS = ("", "open", "update", "resolved")
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A step in the life of an incident, with the reason. Channels in the order of the record."""
+
+    index: int  # of the record, in grouped order
+    kind: str  # open, update or resolved
+    slot: int
+    since_ms: int  # time of the record that opened it
+    ordinal: int  # 0, or 1, 2, ... where since_ms alone would not name the incident
+    p: float  # tail probability of this record
+    score: float  # sustained score of this record
+    event: float  # event score of this record
+    component: str  # what fired; at `resolved`, what had fired last
+    channel_share: tuple[float, ...]  # of the component at this record; sums to 1
+    observed: tuple[float, ...]  # as recorded, NaN where missing
+    expected: tuple[float, ...]  # in the unit of the record, NaN where unknown
+    lag: int  # how many records ago it looked most alike; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of N records, in grouped order."""
+
+    score: F32  # (N,) sustained score, >= 0
+    p: F64  # (N,) tail probability, in (0, 1]; 1 where nothing had a say
+    event: F32  # (N,) -log10 p where it passed the gate, else 0
+    episodes: list[Episode]  # by index
+
+
+@njit(cache=True, nogil=True)
+def gate(chance: F64, slot: int, rare: float) -> bool:
+    """Whether -log10 p is at least as rare as everything lately; remembers it."""
+    level = chance[slot, GATE]
+    chance[slot, GATE] = max(level * GATE_DECAY, rare)
+    return rare >= level
+
+
+@njit(cache=True, nogil=True)
+def _begin(incident: I64, slot: int, time_ms: int) -> None:
+    """Name a new incident.
+
+    (since, ordinal) never comes twice: either `since` is later than any before and the ordinal is
+    0, or the ordinal is one that was never used. Timestamps may repeat and may go back.
+    """
+    incident[slot, OPEN] = 1
+    incident[slot, SINCE] = time_ms
+    incident[slot, ORDINAL] = 0
+    if time_ms > incident[slot, LATEST]:
+        incident[slot, LATEST] = time_ms
+    else:
+        incident[slot, REPEATS] += 1
+        incident[slot, ORDINAL] = incident[slot, REPEATS]
+
+
+@njit(cache=True, nogil=True)
+def follow(
+    incident: I64,
+    chance: F64,
+    slot: int,
+    time_ms: int,
+    p: float,
+    may_open: bool,
+    fired: int,
+    probability: float,
+    update_factor: float,
+    quiet: int,
+) -> int:
+    """One record of a key; returns NOTHING, OPENED, UPDATED or RESOLVED."""
+    if incident[slot, OPEN] == 0:
+        if p > probability or not may_open:
+            return NOTHING
+        _begin(incident, slot, time_ms)
+        incident[slot, QUIET] = 0
+        incident[slot, FIRED] = fired
+        chance[slot, REPORTED] = p
+        return OPENED
+    if p > probability * KEEP:
+        incident[slot, QUIET] += 1
+        if incident[slot, QUIET] < quiet:
+            return NOTHING
+        incident[slot, OPEN] = 0
+        return RESOLVED
+    incident[slot, QUIET] = 0
+    if p * update_factor > chance[slot, REPORTED]:
+        return NOTHING
+    incident[slot, FIRED] = fired
+    chance[slot, REPORTED] = p
+    return UPDATED

@@ -1,0 +1,93 @@
+"""Is this value usual for this hour of the day?
+
+z = |x - mean_b| / sqrt(var_b + 0.01 * var): mean and variance of the key's channel in hour b (UTC),
+exponentially weighted with a half-life of 20 visits, `var` that of all hours (floor of the hour's
+own). Two views: the value itself, and the mean of the last 8 values, which sees small lasting
+shifts. It knows no weekdays (167 bins learn too slowly: measured) and no time zones.
+
+State of a channel is `profile[slot, channel, view, 0..24, (mean, variance, count)]`, row 24 for all
+hours together, and `recent[slot, channel, 0..7]`, the ring of the last values. Zeros are new.
+"""
+
+import math
+
+from numba import njit
+
+from raywatch.models.scorer import F64
+
+HOURS = 24
+ALL = 24  # the row of all hours
+VIEWS = ("hour", "hour_mean")  # names of the two components
+RECENT = 8
+VISITS_MIN = 3  # Values of an hour before it judges.
+RATE = 1.0 - 0.5 ** (1.0 / 20.0)
+RATE_ALL = 1e-3
+FLOOR = 0.01
+VALUE_MAX = 1e30  # Squares beyond this would reach infinity and never come back: no say.
+HOUR_MS = 3_600_000
+
+AVERAGE, VARIANCE, VISITS = range(3)
+
+
+@njit(cache=True, nogil=True)
+def hour_of(time_ms: int) -> int:
+    """Hour of the day, UTC."""
+    return (time_ms // HOUR_MS) % HOURS
+
+
+@njit(cache=True, nogil=True)
+def _follow(profile: F64, at: tuple[int, int, int, int], value: float, slowest: float) -> None:
+    """Exponentially weighted mean and variance, plain ones while there are few values."""
+    slot, channel, view, row = at
+    visits = profile[slot, channel, view, row, VISITS] + 1.0
+    profile[slot, channel, view, row, VISITS] = visits
+    gain = max(slowest, 1.0 / visits)
+    gap = value - profile[slot, channel, view, row, AVERAGE]
+    if visits == 1.0:
+        gap = 0.0
+        profile[slot, channel, view, row, AVERAGE] = value
+    profile[slot, channel, view, row, AVERAGE] += gain * gap
+    variance = profile[slot, channel, view, row, VARIANCE]
+    profile[slot, channel, view, row, VARIANCE] = (1.0 - gain) * (variance + gain * gap * gap)
+
+
+@njit(cache=True, nogil=True)
+def visit(profile: F64, slot: int, channel: int, view: int, hour: int, value: float) -> float:
+    """Judge a finite value by its hour, then learn it. NaN: the hour is new."""
+    _follow(profile, (slot, channel, view, ALL), value, RATE_ALL)
+    strange = math.nan
+    if profile[slot, channel, view, hour, VISITS] >= VISITS_MIN:
+        gap = abs(value - profile[slot, channel, view, hour, AVERAGE])
+        variance = profile[slot, channel, view, hour, VARIANCE]
+        variance += FLOOR * profile[slot, channel, view, ALL, VARIANCE]
+        strange = gap / (math.sqrt(variance) + 1e-12)
+    _follow(profile, (slot, channel, view, hour), value, RATE)
+    return strange
+
+
+@njit(cache=True, nogil=True)
+def look(
+    profile: F64, recent: F64, slot: int, hour: int, values: F64, row: int, strange: F64, usual: F64
+) -> None:
+    """One record: both views of every channel.
+
+    Fills strange (2, C), NaN where there is nothing to say, and usual (2, C), the mean before.
+    """
+    for channel in range(values.shape[1]):
+        value = values[row, channel]
+        for view in range(2):
+            seen = profile[slot, channel, view, hour, VISITS] > 0.0
+            mean = profile[slot, channel, view, hour, AVERAGE]
+            usual[view, channel] = mean if seen else math.nan
+            strange[view, channel] = math.nan
+        if not abs(value) <= VALUE_MAX:  # NaN, too: a missing value leaves no trace here
+            continue
+        seen_before = int(profile[slot, channel, 0, ALL, VISITS])
+        recent[slot, channel, seen_before % RECENT] = value
+        held = min(seen_before + 1, RECENT)
+        # Summed anew each time: a running sum would keep the rounding of every value it ever saw.
+        total = 0.0
+        for index in range(held):
+            total += recent[slot, channel, index]
+        strange[0, channel] = visit(profile, slot, channel, 0, hour, value)
+        strange[1, channel] = visit(profile, slot, channel, 1, hour, total / held)
