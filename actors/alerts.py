@@ -1,0 +1,314 @@
+"""What an alert says, byte for byte the same whenever it is computed again.
+
+An alert is known by detector, key, rule and the start of its incident: no model version and no
+offset, so a rollout in mid-incident does not page twice and ids survive a move to another cluster.
+Receivers that keep the last alert of an id have the state of the incident. The JSON has sorted
+names and 9 significant digits; what is not a number is null. It carries no time of the machine, no
+epoch and no run id: a retry writes the same bytes. Sent: `open`, then any `update`, one `resolved`.
+"""
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Literal, cast
+
+from raywatch.actors.ports import Partition
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.decide import Episode
+from raywatch.models.missing import Silence
+
+SCHEMA = "raywatch.alert/1"
+ANOMALY = "anomaly"
+MISSING = "missing"
+
+RunKind = Literal["live", "replay", "shadow", "drill"]
+State = Literal["open", "update", "resolved"]
+Origin = tuple[Partition, int]  # the partition and offset of the record that caused an alert
+
+DIGITS = 9  # Enough for every float32; beyond that lies only the noise of the last bits.
+WORDS_CHANNELS = 2  # Channels named in the sentence: more are read from `channels`.
+ODDS_MAX = 1e12  # Rarer than this is said as "less than": nobody has seen so many records.
+KEY_SHOWN = 80  # Characters of a key in the sentence.
+
+# A component as what it noticed. A model's own component that is not here is named as it is.
+NOTICED = {
+    "s": "an unfamiliar short pattern",
+    "l": "an unfamiliar pattern",
+    "c4": "an unfamiliar course",
+    "c8": "an unfamiliar long course",
+    "ls": "a shifted level",
+    "lowr": "a signal gone flat",
+    "diff": "a sudden step",
+    "z": "an unusual value",
+    "hour": "an unusual value for this hour",
+    "hour_mean": "an unusual level for this hour",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One value of the record and its part in the alert."""
+
+    name: str
+    observed: float  # NaN: missing
+    expected: float  # NaN: unknown
+    share: float  # 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert as it is written to the alerts topic."""
+
+    detector: str
+    key: bytes
+    rule: str  # ANOMALY or MISSING
+    state: State
+    since_ms: int  # where the incident began
+    at_ms: int  # record time of this alert
+    ordinal: int
+    tail_probability: float  # NaN where the rule has none
+    score: float
+    event_score: float
+    component: str
+    channels: tuple[Channel, ...]
+    lag: int  # records ago that it looked most alike; 0: none
+    model: str  # version
+    origin: Origin | None  # None in a file
+    run_kind: RunKind
+
+    @property
+    def id(self) -> str:
+        """What the incident is known by."""
+        return alert_id(self.detector, self.key, self.since_ms, self.rule, self.ordinal)
+
+    @property
+    def words(self) -> str:
+        """One sentence for whoever is woken by it."""
+        return _missing_words(self) if self.rule == MISSING else _anomaly_words(self)
+
+    def to_json(self) -> bytes:
+        """The value of the record in the alerts topic."""
+        text, encoding = _key_text(self.key)
+        fields: dict[str, object] = {
+            "schema": SCHEMA,
+            "id": self.id,
+            "detector": self.detector,
+            "key": text,
+            "rule": self.rule,
+            "state": self.state,
+            "since_ms": self.since_ms,
+            "at_ms": self.at_ms,
+            "tail_probability": _number(self.tail_probability),
+            "score": _number(self.score),
+            "event_score": _number(self.event_score),
+            "component": self.component or None,
+            "channels": [
+                {
+                    "name": channel.name,
+                    "observed": _number(channel.observed),
+                    "expected": _number(channel.expected),
+                    "share": _number(channel.share),
+                }
+                for channel in self.channels
+            ],
+            "lag": self.lag,
+            "model": self.model,
+            "lineage": _lineage(self.origin),
+            "run_kind": self.run_kind,
+            "words": self.words,
+        }
+        if encoding:
+            fields["key_encoding"] = encoding
+        body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return body.encode()
+
+
+def alert_id(detector: str, key: bytes, since_ms: int, rule: str, ordinal: int = 0) -> str:
+    """128 bits in hex. Each part carries its length: no two lists of parts read the same."""
+    digest = blake2b(digest_size=16, person=b"raywatch.alert")
+    for part in (detector.encode(), key, b"%d" % since_ms, rule.encode(), b"%d" % ordinal):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def from_episode(
+    spec: DetectorSpec,
+    key: bytes,
+    time_ms: int,
+    origin: Origin | None,
+    episode: Episode,
+    version: str,
+    *,
+    run_kind: RunKind | None = None,
+) -> Alert:
+    """An anomaly alert.
+
+    Args:
+        spec: the detector.
+        key: of the record.
+        time_ms: time of the record at `episode.index`.
+        origin: where that record lies; None in a file.
+        episode: what the decide stage said.
+        version: of the model that scored it.
+        run_kind: left out, `live`, and `replay` in a file: only `live` pages.
+    """
+    names = spec.record.values
+    assert len(names) == len(episode.observed), (names, episode)
+    return Alert(
+        detector=spec.name,
+        key=key,
+        rule=ANOMALY,
+        state=cast(State, episode.kind),
+        since_ms=episode.since_ms,
+        at_ms=time_ms,
+        ordinal=episode.ordinal,
+        tail_probability=episode.p,
+        score=episode.score,
+        event_score=episode.event,
+        component=episode.component,
+        channels=tuple(
+            Channel(*parts)
+            for parts in zip(
+                names, episode.observed, episode.expected, episode.channel_share, strict=True
+            )
+        ),
+        lag=episode.lag,
+        model=version,
+        origin=origin,
+        run_kind=run_kind or _kind_of(origin),
+    )
+
+
+def from_silence(
+    spec: DetectorSpec,
+    key: bytes,
+    origin: Origin | None,
+    silence: Silence,
+    version: str,
+    *,
+    run_kind: RunKind | None = None,
+) -> Alert:
+    """A missing-data alert; `origin` is the record that showed it, often of another key."""
+    return Alert(
+        detector=spec.name,
+        key=key,
+        rule=MISSING,
+        state=cast(State, silence.kind),
+        since_ms=silence.since_ms,
+        at_ms=silence.at_ms,
+        ordinal=0,
+        tail_probability=math.nan,
+        score=math.nan,
+        event_score=math.nan,
+        component="",
+        channels=(),
+        lag=0,
+        model=version,
+        origin=origin,
+        run_kind=run_kind or _kind_of(origin),
+    )
+
+
+def _kind_of(origin: Origin | None) -> RunKind:
+    return "live" if origin else "replay"
+
+
+def _lineage(origin: Origin | None) -> dict[str, object] | None:
+    if origin is None:
+        return None
+    partition, offset = origin
+    return {"topic": partition.topic, "partition": partition.number, "offset": offset}
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it: DIGITS significant digits, or nothing."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def _key_text(key: bytes) -> tuple[str, str]:
+    """A key as text, and its encoding where that is not UTF-8."""
+    try:
+        return key.decode(), ""
+    except UnicodeDecodeError:
+        return base64.b64encode(key).decode(), "base64"
+
+
+def _anomaly_words(alert: Alert) -> str:
+    ranked = sorted(alert.channels, key=lambda channel: -channel.share)[:WORDS_CHANNELS]
+    shown = [ranked[0], *(c for c in ranked[1:] if c.share >= 0.25)] if ranked else []
+    readings = " and ".join(_reading(channel) for channel in shown)
+    who = _shown(alert.key)
+    if alert.state == "resolved":
+        return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}: {readings}."
+    noticed = NOTICED.get(alert.component, f"component {alert.component}")
+    odds = _odds(alert.tail_probability)
+    again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
+    return f"{who} shows {noticed}{again}: {readings}; {odds} records of this key look like this."
+
+
+def _missing_words(alert: Alert) -> str:
+    who, since = _shown(alert.key), _when(alert.since_ms)
+    span = _span(alert.at_ms - alert.since_ms)
+    if alert.state == "resolved":
+        return f"{who} sends again after {span} without a record, silent since {since}."
+    return f"{who} has sent nothing for {span}, since {since}, while other keys went on."
+
+
+def _reading(channel: Channel) -> str:
+    if math.isnan(channel.observed):
+        return f"{channel.name} is missing"
+    if math.isnan(channel.expected):
+        return f"{channel.name} is {_short(channel.observed)}"
+    return (
+        f"{channel.name} is {_short(channel.observed)}, expected about {_short(channel.expected)}"
+    )
+
+
+def _short(value: float) -> str:
+    """Four digits are what a tired reader compares."""
+    return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e9 else f"{value:.0f}"
+
+
+def _odds(p: float) -> str:
+    """A probability as odds, e.g. "about 1 in 40 million"."""
+    if not p > 1.0 / ODDS_MAX:
+        return "fewer than 1 in a trillion"
+    one_in = float(f"{1.0 / p:.2g}")
+    for size, name in ((1e9, " billion"), (1e6, " million")):
+        if one_in >= size:
+            return f"about 1 in {one_in / size:.3g}{name}"
+    return f"about 1 in {one_in:,.0f}"
+
+
+def _span(ms: int) -> str:
+    """A length of time in its two largest units."""
+    seconds = abs(ms) // 1000
+    if seconds < 60:
+        return f"{abs(ms) / 1000:.3g} s"
+    for size, name, part, part_name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= size:
+            rest = seconds % size // part
+            return (
+                f"{seconds // size} {name} {rest} {part_name}"
+                if rest
+                else (f"{seconds // size} {name}")
+            )
+    raise AssertionError(ms)
+
+
+def _when(ms: int) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _shown(key: bytes) -> str:
+    """A key in a sentence: nothing in it may pass for a line or a colour of a terminal."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in _key_text(key)[0])
+    return text if len(text) <= KEY_SHOWN else f"{text[: KEY_SHOWN - 1]}…"
