@@ -101,14 +101,8 @@ class LagBank:
         assert segments.levels == self.levels, (segments.levels, self.levels)
         parts: dict[str, F32] = {}
         expected, lag = self._fine(segments, parts)
-        if self._lags.c4:
-            parts["c4"] = _coarse(segments, 1, self._lags.c4)
-        last = len(self.levels) - 1
-        parts["c8"] = _coarse(segments, last, self._lags.c8)
-
-        values, begin, fresh = rows(segments, last)
-        parts["ls"] = np.empty(parts["c8"].shape[0], np.float32)
-        level_shift(values, begin, fresh, self.levels[last].history, parts["ls"])
+        for level in range(1, len(self.levels)):
+            self._coarse(segments, level, parts)
         return Scores(parts, expected, lag, self.version)
 
     def _fine(self, segments: Segments, parts: dict[str, F32]) -> tuple[F32, I32]:
@@ -123,6 +117,18 @@ class LagBank:
         roughness(values, begin, fresh, history, parts["diff"], parts["lowr"])
         return expectation(values, begin, fresh, history, lag), lag
 
+    def _coarse(self, segments: Segments, level: int, parts: dict[str, F32]) -> None:
+        name, history = self.levels[level].name, self.levels[level].history
+        values, begin, fresh = rows(segments, level)
+        size = int(fresh.sum(dtype=np.int64))
+        parts[name] = np.empty(size, np.float32)
+        none, lag = np.empty(0, np.float32), np.empty(size, np.int32)
+        lags = self._lags.c4 if name == "c4" else self._lags.c8
+        bank(values, begin, fresh, history, COARSE_LAG0, lags, COARSE_LAG0, none, parts[name], lag)
+        if name == "c8":
+            parts["ls"] = np.empty(size, np.float32)
+            level_shift(values, begin, fresh, history, parts["ls"])
+
 
 def rows(segments: Segments, level: int) -> tuple[F32, I64, I32]:
     """The rows of a level as kernels take them."""
@@ -136,13 +142,3 @@ def expectation(values: F32, begin: I64, fresh: I32, history: int, lag: I32) -> 
     before = np.cumsum(fresh, dtype=np.int64) - fresh
     at = np.repeat(begin + history - before, fresh) + np.arange(lag.shape[0])
     return np.where(lag > 0, values[at - lag], NAN)
-
-
-def _coarse(segments: Segments, level: int, lags: int) -> F32:
-    values, begin, fresh = rows(segments, level)
-    size = int(fresh.sum(dtype=np.int64))
-    short, long = np.empty(0, np.float32), np.empty(size, np.float32)
-    lag = np.empty(size, np.int32)
-    history = segments.levels[level].history
-    bank(values, begin, fresh, history, COARSE_LAG0, lags, COARSE_LAG0, short, long, lag)
-    return long
