@@ -89,8 +89,8 @@ class Linear:
             scores, predicted = self._score(padded)
             real = np.arange(chunk.width) < chunk.size[:, None]
             target = ((first[chunk.row] + chunk.offset)[:, None] + np.arange(chunk.width))[real]
-            residual[target] = scores[real]
-            expected[target] = predicted[real]
+            residual[target] = _one_nan(scores[real])
+            expected[target] = _one_nan(predicted[real])
         return Scores({"residual": residual}, expected, np.zeros(total, np.int32), self.version)
 
     def _score(self, padded: F32) -> tuple[F32, F32]:
@@ -130,6 +130,11 @@ class Linear:
             product.mul_(self._taps[TAPS - 1 - tap])
             predicted.add_(product)
         return predicted.add_(mean)
+
+
+def _one_nan(x: F32) -> F32:
+    """Sign and payload of a NaN depend on which vector unit made it: there is one NaN here."""
+    return np.where(np.isnan(x), np.float32(np.nan), x)
 
 
 def _scale(error: "torch.Tensor") -> "torch.Tensor":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from raywatch.models.artifact import HASH_HEX, MANIFEST, Artifact, load, peek, save
-from raywatch.models.errors import ArtifactError
+from raywatch.models.errors import ArtifactError, RaywatchError
 from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
@@ -138,11 +138,11 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
     if artifact.kind == "lagbank":
         from raywatch.models.lagbank import LagBank
 
-        scorer = _construct(artifact, LagBank, version=version, **settings)
+        scorer = _construct(artifact, LagBank, settings)
     elif artifact.kind == "robustz":
         from raywatch.models.robustz import RobustZ
 
-        scorer = _construct(artifact, RobustZ, version=version, **settings)
+        scorer = _construct(artifact, RobustZ, settings)
     elif artifact.kind == "linear":
         from raywatch.models.linear import Linear
 
@@ -150,14 +150,8 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
     elif artifact.kind == "python":
         made = _user_class(artifact)
         rest = {name: value for name, value in settings.items() if name != "class"}
-        scorer = _construct(
-            artifact,
-            made,
-            version=version,
-            weights=artifact.weights,
-            settings=rest,
-            device=device,
-        )
+        given = {"weights": artifact.weights, "settings": rest, "device": device}
+        scorer = _construct(artifact, made, given)
     else:
         raise ArtifactError(
             f"`{version}` is of kind `{artifact.kind}`", hint=f"kinds are {', '.join(KINDS)}"
@@ -165,11 +159,15 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
     return _checked(artifact, scorer)
 
 
-def _construct(artifact: Artifact, made: Callable[..., object], **keywords: Any) -> object:
+def _construct(artifact: Artifact, made: Callable[..., object], given: dict[str, Any]) -> object:
     try:
-        return made(**keywords)
+        return made(version=artifact.version, **given)
     except ArtifactError:
         raise
+    except RaywatchError as error:
+        raise ArtifactError(
+            f"`{artifact.version}` cannot be built: {error.message}", hint=error.hint
+        ) from error
     except Exception as error:
         # Whatever a model raises for its settings, the operator must learn which model it was.
         raise ArtifactError(
@@ -203,36 +201,38 @@ def _user_class(artifact: Artifact) -> Callable[..., object]:
 
 def _checked(artifact: Artifact, scorer: object) -> Scorer:
     """The scorer, if it keeps the protocol of models/scorer.py. Else ArtifactError."""
-    lacks: str | None = None
-    levels = _tuple_of(getattr(scorer, "levels", None), Level)
-    components = _tuple_of(getattr(scorer, "components", None), Component)
-    if getattr(scorer, "version", None) != artifact.version:
-        lacks = f"its `version` must be `{artifact.version}`"
-    elif not callable(getattr(scorer, "score", None)):
-        lacks = "it has no method `score`"
-    elif not levels:
-        lacks = "its `levels` must be a tuple of Level"
-    elif not components:
-        lacks = "its `components` must be a tuple of Component"
-    else:
-        kept = {each.name: each for each in LEVELS}
-        for level in levels:
-            most = kept.get(level.name)
-            if most is None or level.block != most.block or not 0 < level.history <= most.history:
-                lacks = f"{level} is not kept, at most {', '.join(map(str, LEVELS))}"
-        names = [each.name for each in components]
-        read = [each.name for each in levels]
-        if len(set(names)) != len(names) or len(set(read)) != len(read):
-            lacks = f"names of levels {read} and components {names} must be unique"
-        foreign = sorted({each.level for each in components} - set(read))
-        if foreign:
-            lacks = f"a component is of the level `{foreign[0]}`, which the model does not read"
-    if lacks is not None:
+    lacks = _lacks(scorer, artifact.version)
+    if lacks:
         raise ArtifactError(
             f"`{artifact.version}` does not keep the scorer protocol: {lacks}",
             hint="raywatch.models.scorer.Scorer says what a model must have",
         )
     return cast("Scorer", scorer)
+
+
+def _lacks(scorer: object, version: str) -> str:
+    """The first thing a scorer lacks of the protocol, "" if nothing."""
+    if getattr(scorer, "version", None) != version:
+        return f"its `version` must be `{version}`"
+    if not callable(getattr(scorer, "score", None)):
+        return "it has no method `score`"
+    levels = _tuple_of(getattr(scorer, "levels", None), Level)
+    if not levels:
+        return "its `levels` must be a tuple of Level"
+    components = _tuple_of(getattr(scorer, "components", None), Component)
+    if not components:
+        return "its `components` must be a tuple of Component"
+    kept = {each.name: each for each in LEVELS}
+    for level in levels:
+        most = kept.get(level.name)
+        if most is None or level.block != most.block or not 0 < level.history <= most.history:
+            return f"{level} is not kept, at most {', '.join(map(str, LEVELS))}"
+    names = [each.name for each in components]
+    read = [each.name for each in levels]
+    if len(set(names)) != len(names) or len(set(read)) != len(read):
+        return f"names of levels {read} and components {names} must be unique"
+    foreign = sorted({each.level for each in components} - set(read))
+    return f"a component is of the level `{foreign[0]}`, which it does not read" if foreign else ""
 
 
 def _tuple_of(value: object, kind: type[Any]) -> "tuple[Any, ...]":

@@ -88,7 +88,7 @@ class Stream:
     """An endless stream. Raises ConfigError for settings that cannot be.
 
     From step `quiet` on, every round (see `round_steps`) has `per_round` anomalies of each kind,
-    each on a key of its own.
+    each on a key of its own; with too few keys, other kinds are left out in every round.
     """
 
     keys: int = 200  # 1..100,000
@@ -116,12 +116,6 @@ class Stream:
         _known("injections", self.injections, INJECTIONS)
         if not self.kinds:
             raise ConfigError("`kinds` must name one signal", hint=", ".join(SIGNALS))
-        if len(self.injections) * self.per_round > self.keys:
-            raise ConfigError(
-                f"{len(self.injections)} kinds of {self.per_round} anomalies do not fit "
-                f"{self.keys} keys",
-                hint="each anomaly of a round has a key of its own",
-            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,8 +146,9 @@ class Stream:
         if begin < self.quiet or self.per_round == 0:
             return []
         random = np.random.default_rng([self.seed, OF_PLACES, number])
-        kinds = [each for each in self.injections for _ in range(self.per_round)]
-        keys = random.permutation(self.keys)[: len(kinds)]
+        every = [each for each in self.injections for _ in range(self.per_round)]
+        keys = random.permutation(self.keys)[: len(every)]
+        kinds = [every[each] for each in random.permutation(len(every))[: len(keys)]]
         found: list[Place] = []
         for kind, key in zip(kinds, keys, strict=True):
             size = length(self, kind)
