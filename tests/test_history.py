@@ -5,6 +5,7 @@ Method: small streams against a plain restatement in numpy that holds all of a k
 
 import numpy as np
 import pytest
+
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended, History
 from raywatch.models.scorer import C4, C8, F32, F64, FINE, LEVELS, Level
