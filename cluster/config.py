@@ -171,13 +171,12 @@ class Kafka(Settings):
         """Whether the log lives in memory."""
         return self.bootstrap == EMBEDDED
 
-    def librdkafka(self) -> dict[str, str | int | float | bool]:
+    def librdkafka(self) -> dict[str, str]:
         """Settings for every client, secrets revealed: not for logs. Raises ConfigError."""
-        return {
-            "bootstrap.servers": self.bootstrap,
-            **self.security.librdkafka(),
-            **self.settings,
-        }
+        found = self.security.librdkafka()
+        for name, value in self.settings.items():
+            found[name] = str(value).lower() if isinstance(value, bool) else str(value)
+        return found
 
 
 class Owners(Settings):
@@ -208,6 +207,15 @@ class Pool(Settings):
         ge=0.5,
         le=3_600.0,
         description="Longest a record should wait for a scorer, in s; the pool grows to keep it.",
+    )
+    hold_s: float = Field(
+        default=300.0,
+        ge=1.0,
+        le=3_600.0,
+        description="A scorer that was wanted once is kept for at least this long, in s.",
+    )
+    tick_s: float = Field(
+        default=2.0, ge=0.5, le=60.0, description="Time between two decisions on the pool, in s."
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where scorers run.")
     cpus: float = Field(
@@ -300,9 +308,14 @@ class Config(Settings):
                 return each
         raise ConfigError(f"no detector is named `{name}`", hint=f"there are {known}")
 
-    def spec(self, detector: str = "", fields: Sequence[str] | None = None) -> DetectorSpec:
-        """What a lane must know of a detector; `fields` settles patterns. Raises ConfigError."""
-        return self.detector(detector).to_spec(self.audit, fields)
+    def spec(
+        self, detector: str = "", fields: Sequence[str] | None = None, *, unsettled: bool = False
+    ) -> DetectorSpec:
+        """What a lane must know of a detector. Raises ConfigError.
+
+        `fields` of its records settle patterns; `unsettled` leaves them in: a file settles its own.
+        """
+        return self.detector(detector).to_spec(self.audit, fields, unsettled=unsettled)
 
     def specs(self) -> Iterator[DetectorSpec]:
         """All of them; none may have patterns. Raises ConfigError."""

@@ -264,15 +264,19 @@ class Detector(Settings):
         "most this much.",
     )
 
-    def to_spec(self, audit: str, fields: Sequence[str] | None = None) -> DetectorSpec:
+    def to_spec(
+        self, audit: str, fields: Sequence[str] | None = None, *, unsettled: bool = False
+    ) -> DetectorSpec:
         """As plain values. `fields` settles patterns. Raises ConfigError without them."""
         record = self.record
-        if record.patterns and fields is None:
+        if record.patterns and fields is None and not unsettled:
             raise ConfigError(
                 f"`{self.name}` has patterns in `record.values`, and no record was seen yet",
                 hint="write a record first, or name the fields",
             )
-        named: dict[str, Any] = {**dict(record), "values": record.channels(fields or ())}
+        settled = fields is not None or not record.patterns
+        channels = record.channels(fields or ()) if settled else record.values
+        named: dict[str, Any] = {**dict(record), "values": channels}
         return DetectorSpec(
             name=self.name,
             topics=self.topics,

@@ -1,0 +1,318 @@
+"""raywatch check: is everything ready, so that `run` will not fail at the first record?
+
+Asks in the order in which things depend on each other, says every answer, and changes nothing
+(but for one empty transaction that shows whether transactions work).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from raywatch.actors.ports import Bounds, Committed, Log, Partition
+from raywatch.actors.spec import DetectorSpec
+from raywatch.cluster.config import LOOPBACK, Config, load
+from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result
+from raywatch.models.errors import EXIT_CHANGE, EXIT_NO, EXIT_OK, EXIT_UNREACHABLE, RaywatchError
+
+SHOWN_MAX = 5  # partitions that one line names
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer. `exit_code` counts where `state` is `fail`."""
+
+    state: Literal["ok", "warn", "fail"]
+    words: str
+    hint: str = ""
+    exit_code: int = EXIT_OK
+
+
+def ok(words: str) -> Finding:
+    """Ready."""
+    return Finding("ok", words)
+
+
+def warn(words: str, hint: str = "") -> Finding:
+    """It will run; somebody should know."""
+    return Finding("warn", words, hint)
+
+
+def failed(error: RaywatchError, before: str = "") -> Finding:
+    """An error as an answer."""
+    return Finding("fail", f"{before}{error.message}", error.hint, error.exit_code)
+
+
+@app.command()
+def check(
+    config: ConfigPath,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the brokers.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Say whether a config, its models and its brokers are ready.
+
+    Exit code 0 ready, 1 somebody else is in the way, 2 a file or a right must change, 3 a broker
+    did not answer. A warning (!) is no failure.
+    """
+    settings = load(config)
+    findings = [ok(f"`{config}` is a valid config"), *locally(settings)]
+    if settings.kafka.embedded:
+        findings.append(ok("the log is embedded: there is no broker to ask"))
+    elif offline:
+        findings.append(warn("brokers were not asked (`--offline`)"))
+    else:
+        findings += _remotely(settings)
+    code = exit_code(findings)
+    found = {
+        "ready": code == EXIT_OK,
+        "exit_code": code,
+        "findings": [
+            {"state": each.state, "words": each.words, "hint": each.hint} for each in findings
+        ],
+    }
+    result(found, json, _lines)
+    raise typer.Exit(code)
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    for each in found["findings"]:
+        yield mark(each["state"], each["words"])
+        if each["hint"] and each["state"] != "ok":
+            yield f"  hint: {each['hint']}"
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Unreachable before anything else: what was not asked may hide more."""
+    codes = {each.exit_code for each in findings if each.state == "fail"}
+    return next((it for it in (EXIT_UNREACHABLE, EXIT_CHANGE, EXIT_NO) if it in codes), EXIT_OK)
+
+
+def locally(config: Config) -> Iterator[Finding]:
+    """What can be said without a broker."""
+    from raywatch.cluster.connect import open_registry
+
+    registry = open_registry(config)
+    for each in config.detectors:
+        try:
+            artifact = registry.resolve(each.model)
+            yield ok(f"{each.name}: model `{each.model}` is {artifact.version}")
+        except RaywatchError as error:
+            yield failed(error, f"{each.name}: ")
+    yield from _secrets(config)
+    yield from _insecure(config)
+    relative = "://" not in config.store and not Path(config.store).expanduser().is_absolute()
+    if relative and _far(config):
+        yield warn(
+            f"`store: {config.store}` lies below the working directory",
+            "right for one machine; a cluster needs a folder or bucket that every node reaches",
+        )
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    named = {
+        "kafka.security.password": config.kafka.security.password,
+        "kafka.security.key_password": config.kafka.security.key_password,
+        "page.token": config.page.token,
+    }
+    for path, secret in named.items():
+        if secret is None:
+            continue
+        try:
+            secret.reveal()
+            yield ok(f"the secret `{path}` is there")
+        except RaywatchError as error:
+            yield failed(error, f"`{path}`: ")
+    security = config.kafka.security
+    for name, path in (
+        ("ca", security.ca),
+        ("certificate", security.certificate),
+        ("key", security.key),
+    ):
+        if path and not Path(path).is_file():
+            yield Finding(
+                "fail", f"`kafka.security.{name}`: no file `{path}`", exit_code=EXIT_CHANGE
+            )
+
+
+def _insecure(config: Config) -> Iterator[Finding]:
+    far = _far(config)
+    protocol = config.kafka.security.protocol
+    if far and protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
+        yield warn(
+            f"`{far[0]}` is spoken to in clear text ({protocol})",
+            "`kafka.security.protocol: SASL_SSL`, unless the network is yours alone",
+        )
+    for name, value in config.kafka.settings.items():
+        loose = {
+            "enable.ssl.certificate.verification": "false",
+            "ssl.endpoint.identification.algorithm": "none",
+        }
+        if str(value).lower() == loose.get(name):
+            yield warn(f"`{name}: {value}`: whoever answers is believed to be the broker")
+    if config.page.host not in LOOPBACK:
+        yield warn(
+            f"the page listens at {config.page.host} without TLS, its token travels in clear text",
+            "put a proxy with TLS in front of it, or `page.host: 127.0.0.1` and a tunnel",
+        )
+
+
+def _far(config: Config) -> list[str]:
+    """Brokers that are not on this machine."""
+    if config.kafka.embedded:
+        return []
+    brokers = config.kafka.bootstrap.split(",")
+    hosts = [each.strip().rpartition(":")[0].strip("[]") for each in brokers]
+    return [each for each in hosts if each not in LOOPBACK]
+
+
+def _remotely(config: Config) -> Iterator[Finding]:
+    from raywatch.cluster.connect import open_log
+
+    try:
+        log = open_log(config)
+    except RaywatchError as error:
+        yield failed(error)
+        return
+    try:
+        yield from examine(config, log)
+    finally:
+        log.close()
+
+
+def examine(config: Config, log: Log) -> Iterator[Finding]:
+    """What brokers have to say, in the order in which it matters. Never raises RaywatchError."""
+    try:
+        topics = log.topics()
+    except RaywatchError as error:
+        yield failed(error)
+        return
+    yield ok(f"`{config.kafka.bootstrap}` answers: {len(topics)} topics")
+    # A Log that cannot say (the embedded one always can) has no probe.
+    probe: Callable[[], str | None] | None = getattr(log, "probe", None)
+    if probe is not None:
+        yield from _asked(lambda: _transactions(probe))
+    for each in config.detectors:
+        spec = config.spec(each.name, unsettled=True)
+        yield from _asked(lambda spec=spec: _input(spec, log, topics))
+        yield from _asked(lambda spec=spec: _group(spec, log))
+        yield from _outputs(spec, topics)
+
+
+def _asked(question: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from question()
+    except RaywatchError as error:
+        yield failed(error)
+
+
+def _transactions(probe: Callable[[], str | None]) -> Iterator[Finding]:
+    why_not = probe()
+    if why_not is None:
+        yield ok("transactions work: exactly once")
+    else:
+        yield warn(
+            f"no transactions, so alerts are written at least once: {why_not}",
+            "duplicates carry the same id; receivers can drop them",
+        )
+
+
+def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[Finding]:
+    missing = [each for each in spec.topics if not topics.get(each)]
+    for each in missing:
+        yield Finding(
+            "fail",
+            f"{spec.name}: there is no topic `{each}`",
+            "create it, or correct `topics`; raywatch creates only what it writes to",
+            EXIT_CHANGE,
+        )
+    partitions = [
+        Partition(each, number) for each in spec.topics for number in range(topics.get(each, 0))
+    ]
+    if not partitions:
+        return
+    if spec.lanes > len(partitions):
+        yield warn(
+            f"{spec.name}: {spec.lanes} lanes for {len(partitions)} partitions: "
+            f"{spec.lanes - len(partitions)} stay empty",
+            f"`lanes: {len(partitions)}`",
+        )
+    else:
+        yield ok(f"{spec.name}: {len(partitions)} partitions in {spec.lanes} lanes")
+    bounds = log.bounds(partitions)
+    unread = [each for each in partitions if each not in bounds]
+    if unread:
+        yield Finding(
+            "fail",
+            f"{spec.name}: cannot read the ends of {_named(unread)}",
+            "is the partition without a leader, or the right `Describe` missing?",
+            EXIT_UNREACHABLE,
+        )
+    yield from retention(spec, bounds, log.committed(spec.group, partitions))
+
+
+def retention(
+    spec: DetectorSpec,
+    bounds: Mapping[Partition, Bounds],
+    committed: Mapping[Partition, Committed],
+) -> Iterator[Finding]:
+    """Whether every committed offset can still be read."""
+    known = {each: (it.offset, bounds[each]) for each, it in committed.items() if each in bounds}
+    lost = [each for each, (offset, range_) in known.items() if offset < range_.low]
+    beyond = [each for each, (offset, range_) in known.items() if offset > range_.end]
+    if not committed:
+        yield ok(f"{spec.name}: group `{spec.group}` begins at the {spec.start} record")
+    elif not lost and not beyond:
+        yield ok(f"{spec.name}: what `{spec.group}` committed is retained")
+    if lost and spec.lost == "continue":
+        yield warn(
+            f"{spec.name}: {_named(lost)} lost records to retention; it goes on at the oldest",
+            "the gap is written to the audit topic",
+        )
+    elif lost:
+        yield Finding(
+            "fail",
+            f"{spec.name}: {_named(lost)} lost records that were not scored to retention",
+            "`lost: continue` goes on at the oldest record and audits the gap",
+            EXIT_NO,
+        )
+    if beyond:
+        yield Finding(
+            "fail",
+            f"{spec.name}: `{spec.group}` committed beyond the end of {_named(beyond)}",
+            "was the topic deleted and made anew? Reset the group, or take another `group`",
+            EXIT_NO,
+        )
+
+
+def _group(spec: DetectorSpec, log: Log) -> Iterator[Finding]:
+    members = log.members(spec.group)
+    if members:
+        yield Finding(
+            "fail",
+            f"{spec.name}: group `{spec.group}` has {len(members)} live members: "
+            f"{', '.join(members[:SHOWN_MAX])}",
+            "stop them, or take another `group`: two readers would overwrite each other's offsets",
+            EXIT_NO,
+        )
+    else:
+        yield ok(f"{spec.name}: nobody else is in group `{spec.group}`")
+
+
+def _outputs(spec: DetectorSpec, topics: Mapping[str, int]) -> Iterator[Finding]:
+    wanted = dict.fromkeys((spec.alerts, spec.rejects, spec.audit))
+    missing = [each for each in wanted if each not in topics]
+    there = [each for each in wanted if each in topics]
+    if there:
+        yield ok(f"{spec.name}: {', '.join(there)} {'is' if len(there) == 1 else 'are'} there")
+    if missing:
+        yield ok(f"{spec.name}: {', '.join(missing)} will be created")
+
+
+def _named(partitions: list[Partition]) -> str:
+    more = len(partitions) - SHOWN_MAX
+    names = ", ".join(str(each) for each in sorted(partitions)[:SHOWN_MAX])
+    return names + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,130 @@
+"""raywatch status: the verdict of the running service, from its page."""
+
+import http.client
+import json as json_module
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
+
+import typer
+
+from raywatch.cluster.output import JsonFlag, result
+from raywatch.models.errors import (
+    EXIT_NO,
+    EXIT_OK,
+    ConfigError,
+    Refused,
+    Unreachable,
+)
+
+TIMEOUT_S = 5.0
+BYTES_MAX = 64 << 20  # 2,000 partitions are 114 KB
+SCHEMA = "raywatch.snapshot/1"
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def status(
+    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="The config file.")] = "",
+    url: Annotated[str, typer.Option(help="The page instead, e.g. http://127.0.0.1:8787.")] = "",
+    json: JsonFlag = False,
+) -> None:
+    """Say how the running service does: 0 healthy, 1 slow or degraded, 3 not reachable."""
+    token = ""
+    if bool(config) == bool(url):
+        raise ConfigError("name the config or `--url`, one of them", hint="raywatch status --help")
+    if config:
+        from raywatch.cluster.config import load
+
+        page = load(config).page
+        if page.port == 0:
+            raise ConfigError(
+                "`page.port` is 0, so nobody knows where the page is",
+                hint="`--url` with the address that `raywatch run` printed",
+            )
+        token = page.token.reveal() if page.token is not None else ""
+        # 0.0.0.0 is where to listen; the service itself is on this machine.
+        host = "127.0.0.1" if page.host in ("0.0.0.0", "::") else page.host
+        url = f"http://[{host}]:{page.port}" if ":" in host else f"http://{host}:{page.port}"
+    found = fetch(url, token)
+    result(found, json, lines)
+    state = found.get("verdict", {}).get("state")
+    raise typer.Exit(EXIT_OK if state == "healthy" else EXIT_NO)
+
+
+def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """The snapshot of a running service. Raises Unreachable, Refused, ConfigError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"`{url}` is no address of a page", hint="http://127.0.0.1:8787")
+    address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/snapshot.json"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(address, headers=headers)
+    # The page is ours and near: what proxies the environment names is for the world outside.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as answer:
+            blob = answer.read(BYTES_MAX)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            raise Refused(
+                f"`{address}` wants a token", hint="`page.token` in the config names it"
+            ) from error
+        raise Unreachable(f"`{address}` answered {error.code}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error or type(error).__name__
+        raise Unreachable(
+            f"`{address}` does not answer: {str(reason).lower()}",
+            hint="is the service running, and is `page` of the config its own?",
+        ) from error
+    try:
+        found = json_module.loads(blob)
+    except ValueError as error:
+        raise Unreachable(f"`{address}` answered no JSON") from error
+    schema: Any = cast("dict[str, Any]", found).get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        raise Unreachable(
+            f"`{address}` is not the page of a raywatch this one understands: `{schema}`",
+            hint=f"expected `{SCHEMA}`; compare `raywatch version` there and here",
+        )
+    return cast("dict[str, Any]", found)
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A snapshot in a few lines; what is not known is a dash, never zero."""
+
+    def part(name: str) -> dict[str, Any]:
+        value = found.get(name)
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+    def shown(name: str, key: str) -> str:
+        value = part(name).get(key)
+        if isinstance(value, float):
+            return f"{value:.2g}"
+        return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+    verdict, step = part("verdict"), part("verdict").get("next") or {}
+    said = [f"{verdict.get('state', '-')}: {verdict.get('words', '-')}"]
+    if verdict.get("why"):
+        said.append(f"  {verdict['why']}")
+    if step.get("command"):
+        said.append(f"  {step.get('say', 'Next:')} {step['command']}")
+    said += [
+        f"owners   {shown('owners', 'up')} of {shown('owners', 'want')} up, lag "
+        f"{shown('owners', 'lag_records')} records, oldest {shown('owners', 'lag_oldest_s')} s",
+        f"scorers  {shown('scorers', 'serving')} serving, {shown('scorers', 'starting')} starting "
+        f"({shown('scorers', 'min')} to {shown('scorers', 'max')}), "
+        f"busy {shown('scorers', 'busy')}, "
+        f"p99 {shown('scorers', 'p99_ms')} ms, {shown('scorers', 'model')}",
+        f"alerts   {shown('alerts', 'today')} today, {shown('alerts', 'last_minute')} in the last "
+        f"minute, {shown('alerts', 'unacknowledged')} unacknowledged",
+        f"records  {shown('alerts', 'scored_today')} scored today, "
+        f"{shown('alerts', 'rejects_today')} rejected",
+    ]
+    for each in (found.get("incidents") or [])[:10]:
+        said.append(f"  {each.get('detector')} {each.get('key')}: {each.get('what')}")
+    return said

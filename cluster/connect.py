@@ -1,0 +1,76 @@
+"""From a config to a Log, a registry and the fields of a topic's records.
+
+Clients are imported when they are needed: a command that only reads the config stays instant.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from raywatch.actors.ports import Log, Partition
+from raywatch.cluster.config import Config, Detector
+from raywatch.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raywatch.models.registry import Registry
+
+SAMPLE_RECORDS = 200  # records that are looked at to learn the fields of a topic
+SAMPLE_WAIT_S = 5.0
+
+
+def open_log(config: Config) -> Log:
+    """The log that a config names. Raises ConfigError for one that lives in another process."""
+    if config.kafka.embedded:
+        raise ConfigError(
+            "`kafka: embedded` is a log in the memory of the demo: nobody else can reach it",
+            hint="`raywatch demo` runs it; for this command name brokers in `kafka.bootstrap`",
+        )
+    from raywatch.actors.kafka import KafkaLog
+
+    return KafkaLog(config.kafka.bootstrap, config.kafka.librdkafka())
+
+
+def open_registry(config: Config) -> "Registry":
+    """The models that a config can name."""
+    from raywatch.models.registry import Registry
+
+    return Registry(Path(config.models))
+
+
+def partitions_of(log: Log, topics: "tuple[str, ...] | list[str]") -> list[Partition]:
+    """All partitions of topics that exist, in order. Raises Unreachable."""
+    known = log.topics()
+    return [Partition(each, number) for each in topics for number in range(known.get(each, 0))]
+
+
+def sample_fields(log: Log, detector: Detector) -> list[str]:
+    """Names of the fields with numbers in the newest records of a detector's topics.
+
+    Patterns in `record.values` are settled with it, once, when the service starts. Empty when no
+    record could be read within SAMPLE_WAIT_S. Raises Unreachable.
+    """
+    partitions = partitions_of(log, detector.topics)
+    bounds = log.bounds(partitions)
+    share = max(1, SAMPLE_RECORDS // max(1, len(bounds)))
+    begin = {each: max(it.low, it.end - share) for each, it in bounds.items() if it.end > it.low}
+    if not begin:
+        return []
+    source = log.source("", sorted(begin))
+    try:
+        source.assign(begin)
+        found: dict[str, None] = {}
+        for value in source.fetch(SAMPLE_RECORDS, SAMPLE_WAIT_S).values:
+            for name, each in _object(value).items():
+                if isinstance(each, int | float) and not isinstance(each, bool):
+                    found[name] = None
+        return sorted(found)
+    finally:
+        source.close()
+
+
+def _object(value: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(value or b"null")
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
