@@ -1,0 +1,145 @@
+"""From a config to a running deployment: what must be true first, and what is handed over.
+
+`prepare` asks the log and the registry everything that would otherwise fail later, in one place,
+and creates the topics that raywatch writes to. Its result is plain values: the supervisor's actor
+is made of them, and Ray restarts it with the same ones.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raywatch.actors.ports import Log, Partition
+from raywatch.actors.runtime import LogSpec
+from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.store import open_store
+from raywatch.cluster import assign
+from raywatch.cluster.config import Config, Pool
+from raywatch.cluster.connect import sample_fields
+from raywatch.models.artifact import pack
+from raywatch.models.errors import ConfigError, Refused
+from raywatch.models.registry import Registry
+
+ALERT_TOPIC = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
+AUDIT_TOPIC = {"cleanup.policy": "delete", "retention.ms": "-1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One detector of a deployment."""
+
+    spec: DetectorSpec
+    lanes: dict[int, tuple[Partition, ...]]
+    version: str  # model version to serve unless the audit topic says another
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything the supervisor's actor is made of."""
+
+    name: str
+    log: LogSpec
+    detections: tuple[Detection, ...]
+    store: str
+    owners: int
+    owner_cpus: float
+    pool: Pool
+    page_host: str
+    page_port: int
+    page_token: str | None
+    notes: tuple[str, ...] = ()  # what was found out on the way, for the journal
+
+    def __repr__(self) -> str:
+        names = ", ".join(d.spec.name for d in self.detections)
+        return f"Deployment({self.name!r}, detectors: {names})"
+
+
+def log_spec(config: Config) -> LogSpec:
+    """How actors get their Log. Secrets are revealed here: it has a masked repr."""
+    settings = {k: str(v) for k, v in config.kafka.librdkafka().items()}
+    bootstrap = settings.pop("bootstrap.servers")
+    return LogSpec(bootstrap=bootstrap, settings=tuple(sorted(settings.items())))
+
+
+def store_url(store: str) -> str:
+    """The store as actors in other folders reach it."""
+    return store if "://" in store else str(Path(store).resolve())
+
+
+def artifact_name(version: str) -> str:
+    """Where the artifact of a version lies in the store."""
+    return f"artifacts/{version.replace('@', '/')}"
+
+
+def prepare(config: Config, log: Log, spec: LogSpec, *, name: str = "raywatch") -> Deployment:
+    """Check, create topics, put the models into the store.
+
+    Raises ConfigError (something must change), Refused (a live group), Unreachable.
+    """
+    notes: list[str] = []
+    topics = log.topics()
+    store = open_store(store_url(config.store))
+    registry = Registry(Path(config.models))
+    detections: list[Detection] = []
+    for detector in config.detectors:
+        fields = sample_fields(log, detector) if detector.record.patterns else None
+        lane_spec = config.spec(detector.name, fields)
+        partitions = _partitions(lane_spec, topics)
+        _refuse_members(log, lane_spec)
+        artifact = registry.resolve(lane_spec.model)
+        store.put(artifact_name(artifact.version), pack(artifact))
+        lanes = assign.lanes(partitions, lane_spec.lanes)
+        if len(lanes) < lane_spec.lanes:
+            notes.append(f"{lane_spec.name}: {len(lanes)} lanes, there are no more partitions")
+        detections.append(Detection(lane_spec, lanes, artifact.version))
+        for topic in (lane_spec.alerts, lane_spec.rejects):
+            _create(log, topic, topics, ALERT_TOPIC)
+    _create(log, config.audit, topics, AUDIT_TOPIC)
+    mode = _mode(log)
+    if mode:
+        notes.append(f"no transactions here ({mode}): at least once, with deterministic alert ids")
+    token = config.page.token.reveal() if config.page.token else None
+    return Deployment(
+        name=name,
+        log=replace(spec, exactly_once=not mode),
+        detections=tuple(detections),
+        store=store_url(config.store),
+        owners=config.owners.count,
+        owner_cpus=config.owners.cpus,
+        pool=config.pool,
+        page_host=config.page.host,
+        page_port=config.page.port,
+        page_token=token,
+        notes=tuple(notes),
+    )
+
+
+def _partitions(spec: DetectorSpec, topics: dict[str, int]) -> list[Partition]:
+    found: list[Partition] = []
+    for topic in spec.topics:
+        if topic not in topics:
+            near = ", ".join(f"`{t}`" for t in sorted(topics)[:10]) or "none"
+            raise ConfigError(
+                f"topic `{topic}` of detector `{spec.name}` does not exist",
+                hint=f"create it, or correct `topics`; topics there are: {near}",
+            )
+        found += [Partition(topic, number) for number in range(topics[topic])]
+    return found
+
+
+def _refuse_members(log: Log, spec: DetectorSpec) -> None:
+    members = log.members(spec.group)
+    if members:
+        raise Refused(
+            f"consumer group `{spec.group}` has live members: {', '.join(members[:3])}",
+            hint="they would overwrite each other's offsets: end them, or set another `group`",
+        )
+
+
+def _create(log: Log, topic: str, topics: dict[str, int], settings: dict[str, str]) -> None:
+    if topic not in topics:
+        log.create(topic, 1, settings)
+
+
+def _mode(log: Log) -> str:
+    probe = getattr(log, "probe", None)
+    return (probe() or "") if probe is not None else ""

@@ -1,0 +1,271 @@
+"""One detector's owners and scorers: keeps as many alive as are wanted, and tells owners of them.
+
+Level-triggered: `tick` looks at what is, compares it with what should be, and takes the steps
+between. A supervisor that was restarted adopts what runs and goes on; nothing else is remembered.
+
+Names say what an actor is: `hosts.owner-1.g3` is the third holder of owner seat 1, and
+`hosts.scorer-17` the 17th scorer. Scorers are never reused. A scorer serves once it has reported,
+which it does when its model is loaded and warm; one that is to go leaves the roster first and is
+ended when every owner has the new roster and it has nothing left to answer.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raywatch.actors.owner import OwnerReport, Roster
+from raywatch.actors.ports import Clock
+from raywatch.actors.runtime import Pool
+from raywatch.actors.scorer import ScorerReport
+from raywatch.cluster import assign
+from raywatch.cluster.deployment import Deployment, Detection
+from raywatch.cluster.rollout import ScorerSeen, ScorerState
+from raywatch.cluster.runtime import Crew
+from raywatch.models.scorer import ModelSpec
+
+HUNG_S = 6.0  # An actor that owes its report for this long is replaced.
+START_MAX_S = 300.0  # An actor that never reported is given up after this.
+DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
+STARTS_KEPT = 20
+
+Say = Callable[[str, str], None]  # kind, sentence
+
+
+@dataclass(slots=True)
+class Scorer:
+    """A scorer as the keeper sees it."""
+
+    name: str
+    version: str
+    started: float
+    ready: float | None = None
+    draining: float | None = None
+
+
+class Keeper:
+    """The actors of one detector."""
+
+    def __init__(
+        self, deployment: Deployment, detection: Detection, crew: Crew, clock: Clock, say: Say
+    ) -> None:
+        self.detection, self.spec = detection, detection.spec
+        self._deployment, self._crew, self._clock, self._say = deployment, crew, clock, say
+        self.scorers: dict[str, Scorer] = {}
+        self.seats: dict[int, str] = {}  # owner seat -> name of its holder
+        self.leaving: dict[str, float] = {}  # former holders, and since when
+        self.target = detection.version
+        self.lanes: dict[int, str] = dict.fromkeys(detection.lanes, detection.version)
+        self.models: dict[str, ModelSpec] = {}
+        self.starts_s: list[float] = []
+        self.blobs: dict[str, bytes] = {}
+        self.deaths = 0
+        self._roster = Roster(0, {}, {})
+        self._rostered: dict[str, str] = {}
+        self._numbers = 0
+        count = min(deployment.owners, len(detection.lanes))
+        self.placement = assign.owners(detection.lanes, count)
+        self._adopt()
+
+    # ---- start and restart -----------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take over what an earlier supervisor left running."""
+        now = self._clock.monotonic()
+        for name in self._crew.adopt(f"{self.spec.name}."):
+            seat = re.search(r"\.owner-(\d+)\.g(\d+)$", name)
+            number = re.search(r"\.scorer-(\d+)$", name)
+            if seat:
+                index = int(seat.group(1))
+                if self._generation(self.seats.get(index, "")) < int(seat.group(2)):
+                    if index in self.seats:
+                        self.leaving[self.seats[index]] = now
+                    self.seats[index] = name
+                else:
+                    self.leaving[name] = now
+            elif number:
+                self._numbers = max(self._numbers, int(number.group(1)))
+                self.scorers[name] = Scorer(name, "", now)
+
+    @staticmethod
+    def _generation(name: str) -> int:
+        found = re.search(r"\.g(\d+)$", name)
+        return int(found.group(1)) if found else 0
+
+    # ---- what is -----------------------------------------------------------------------------
+
+    def reports(self) -> dict[str, OwnerReport]:
+        """The newest report of each seat's holder."""
+        owners = self._crew.owners()
+        return {n: owners[n] for n in self.seats.values() if n in owners}
+
+    def scorer_reports(self) -> dict[str, ScorerReport]:
+        """The newest report of each scorer of this detector."""
+        return {n: r for n, r in self._crew.scorers().items() if n in self.scorers}
+
+    def counted(self, version: str | None = None) -> tuple[int, int, int]:
+        """Scorers (of a version) that serve, start and drain."""
+        mine = [s for s in self.scorers.values() if version is None or s.version == version]
+        draining = sum(s.draining is not None for s in mine)
+        serving = sum(s.ready is not None and s.draining is None for s in mine)
+        return serving, len(mine) - draining - serving, draining
+
+    def using(self, version: str) -> bool:
+        """Whether a lane uses this version, or did when its owner last said so."""
+        if version in self.lanes.values():
+            return True
+        return any(
+            lane.version == version
+            for report in self.reports().values()
+            for lane in report.lanes
+            if lane.state not in ("stopped", "fenced")
+        )
+
+    # ---- what should be ----------------------------------------------------------------------
+
+    def tick(self, wanted: int | None) -> None:
+        """One round; `wanted` scorers of the version in service, None while a rollout decides."""
+        self._observe_scorers()
+        self._observe_owners()
+        if wanted is not None:
+            self._size(self.target, wanted)
+        self._end_drained()
+        self._publish()
+
+    def seen(self) -> list[ScorerSeen]:
+        """Scorers as a rollout sees them."""
+        return [
+            ScorerSeen(s.name, s.version, _state(s)) for s in self.scorers.values() if s.version
+        ]
+
+    def start(self, version: str) -> None:
+        """Start one scorer of a version."""
+        self._numbers += 1
+        name = f"{self.spec.name}.scorer-{self._numbers}"
+        pool = self._deployment.pool
+        blob = self.blobs[version]
+        self._crew.start_scorer(name, blob=blob, device=pool.device, cpus=pool.cpus)
+        self.scorers[name] = Scorer(name, version, self._clock.monotonic())
+
+    def drain(self, name: str) -> None:
+        """Give a scorer no new batch and end it when it has none left."""
+        scorer = self.scorers.get(name)
+        if scorer is not None and scorer.draining is None:
+            scorer.draining = self._clock.monotonic()
+
+    def _observe_scorers(self) -> None:
+        now = self._clock.monotonic()
+        for name, scorer in list(self.scorers.items()):
+            post = self._crew.posts[name]
+            report = post.report
+            if isinstance(report, ScorerReport) and scorer.ready is None:
+                scorer.ready, scorer.version = now, report.model.version
+                self.models[scorer.version] = report.model
+                self.starts_s = [*self.starts_s, now - scorer.started][-STARTS_KEPT:]
+            why = post.gone
+            if not why and scorer.ready is not None and post.silent_s(now) > HUNG_S:
+                why = f"it did not answer for {post.silent_s(now):.0f} s"
+            if not why and scorer.ready is None and now - scorer.started > START_MAX_S:
+                why = f"it was not warm after {START_MAX_S:.0f} s"
+            if why:
+                self._crew.end(name)
+                del self.scorers[name]
+                if scorer.draining is None:
+                    self.deaths += 1
+                    self._say("fault", f"scorer {name} is gone ({why}); another takes its place")
+
+    def _observe_owners(self) -> None:
+        now = self._clock.monotonic()
+        for seat in sorted(set(self.placement.values())):
+            name = self.seats.get(seat)
+            if name is None:
+                self._start_owner(seat, 1)
+                continue
+            post = self._crew.posts[name]
+            hung = post.heard is not None and post.silent_s(now) > HUNG_S
+            never = post.heard is None and now - post.started > START_MAX_S
+            if post.gone or hung or never:
+                why = post.gone or f"it did not answer for {post.silent_s(now):.0f} s"
+                self._say("fault", f"owner {name} is gone ({why}); its lanes get another owner")
+                self.deaths += 1
+                # The old process may live on: its lanes are fenced by the new one's first act,
+                # so it is ended only when the new one works.
+                self.leaving[name] = now
+                self._start_owner(seat, self._generation(name) + 1)
+        for name in list(self.leaving):
+            holder = self.reports().get(self._successor(name))
+            working = holder is not None and all(
+                lane.state in ("running", "catching up") for lane in holder.lanes
+            )
+            if working or name not in self._crew.posts:
+                self._crew.end(name)
+                del self.leaving[name]
+
+    def _successor(self, name: str) -> str:
+        found = re.search(r"\.owner-(\d+)\.", name)
+        assert found is not None, name
+        return self.seats.get(int(found.group(1)), "")
+
+    def _start_owner(self, seat: int, generation: int) -> None:
+        name = f"{self.spec.name}.owner-{seat}.g{generation}"
+        mine = {n: p for n, p in self.detection.lanes.items() if self.placement[n] == seat}
+        self._crew.start_owner(
+            name, spec=self.spec, lanes=mine, log=self._deployment.log,
+            store=self._deployment.store, cpus=self._deployment.owner_cpus,
+        )  # fmt: skip
+        self.seats[seat] = name
+
+    def _size(self, version: str, count: int) -> None:
+        serving, starting, _ = self.counted(version)
+        unnamed = sum(not s.version for s in self.scorers.values())  # adopted, not heard of yet
+        for _ in range(count - serving - starting - unnamed):
+            self.start(version)
+        mine = [s for s in self.scorers.values() if s.version == version and s.draining is None]
+        # Those that are still starting go first, then the youngest.
+        mine.sort(key=lambda s: (s.ready is not None, -s.started))
+        for scorer in mine[: max(0, len(mine) - count)]:
+            self.drain(scorer.name)
+        for scorer in self.scorers.values():
+            if scorer.version not in ("", version) and not self.using(scorer.version):
+                self.drain(scorer.name)
+
+    def _end_drained(self) -> None:
+        """End scorers that no owner can send to any more and that have nothing left to answer."""
+        now = self._clock.monotonic()
+        reports = self.reports()
+        told = bool(reports) and all(r.roster >= self._roster.number for r in reports.values())
+        told = told and len(reports) == len(self.seats)
+        for name, scorer in list(self.scorers.items()):
+            if scorer.draining is None or name in self._rostered:
+                continue
+            report = self._crew.posts[name].report
+            idle = not isinstance(report, ScorerReport) or report.waiting == 0
+            age = now - scorer.draining
+            if (told and idle and age > 1.0) or scorer.ready is None or age > DRAIN_MAX_S:
+                self._crew.end(name)
+                del self.scorers[name]
+
+    def _publish(self) -> None:
+        """Tell owners of their pool, whenever it changed or they missed it."""
+        serving = {
+            s.name: s.version
+            for s in self.scorers.values()
+            if s.ready is not None and s.draining is None
+        }
+        models = {v: m for v, m in self.models.items() if v in serving.values() or self.using(v)}
+        if serving != self._rostered or dict(self._roster.lanes) != self.lanes:
+            number = max(self._roster.number + 1, self._clock.now_ms())
+            self._roster = Roster(number, models, dict(self.lanes))
+            self._rostered = serving
+        for name, report in self.reports().items():
+            if report.roster < self._roster.number:
+                self._crew.enlist(name, self._roster, self._rostered)
+
+    def pool(self) -> Pool:
+        """The pool as a restarted owner asks for it."""
+        return self._crew.pool(self._roster, self._rostered)
+
+
+def _state(scorer: Scorer) -> ScorerState:
+    if scorer.draining is not None:
+        return "draining"
+    return "starting" if scorer.ready is None else "ready"

@@ -1,0 +1,119 @@
+"""What the supervisor reads from the log: how far lanes are, and what they said.
+
+A thread of its own, since a broker that is away makes every question wait: the keeper of the
+actors must not wait with it. Whatever could not be read stays unknown; nothing is made up.
+"""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raywatch.actors.ports import Clock, Log, Out, Partition, Source
+from raywatch.cluster.lag import LagWindow
+from raywatch.models.errors import RaywatchError
+
+READ_S = 1.0
+ALERTS_KEPT = 2_000  # newest alerts of all detectors; the page shows open incidents of them
+WRITES_MAX = 10_000  # journal sentences that wait for a broker; older ones are dropped first
+TAIL_MAX = 5_000  # alerts read in one go
+
+
+class Reader:
+    """Keeps lag windows and recent alerts up to date until it is closed."""
+
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        groups: Mapping[str, Sequence[Partition]],
+        alert_topics: Mapping[str, str],
+    ) -> None:
+        """`groups`: partitions by consumer group; `alert_topics`: detector by topic."""
+        self._log, self._clock = log, clock
+        self._groups = dict(groups)
+        self._alert_topics = dict(alert_topics)
+        self.windows = {g: {p: LagWindow() for p in ps} for g, ps in groups.items()}
+        self.read_t = float("-inf")  # when offsets were last read, monotonic seconds
+        self.trouble = ""  # why the last reading failed
+        self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS_KEPT)
+        self.alerts_total = 0
+        self._writes: deque[Out] = deque(maxlen=WRITES_MAX)
+        self._tails: dict[str, Source] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits to be written, then end. Waits at most 5 s."""
+        self._closed.set()
+        self._thread.join(5.0)
+
+    def write(self, out: Out) -> None:
+        """Write a record when the log takes it; does not wait."""
+        self._writes.append(out)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._round()
+                self.trouble = ""
+            except RaywatchError as error:
+                self.trouble = error.message
+            self._closed.wait(READ_S)
+        try:
+            self._flush()
+        except RaywatchError as error:
+            self.trouble = error.message
+        for tail in self._tails.values():
+            tail.close()
+
+    def _round(self) -> None:
+        for group, partitions in self._groups.items():
+            bounds = self._log.bounds(partitions)
+            committed = self._log.committed(group, partitions)
+            now = self._clock.monotonic()
+            for partition, window in self.windows[group].items():
+                reach = bounds.get(partition)
+                done = committed.get(partition)
+                window.add(
+                    now,
+                    done.offset if done is not None else None,
+                    reach.end if reach is not None else None,
+                    reach.low if reach is not None else None,
+                )
+            self.read_t = now
+        self._flush()
+        self._read_alerts()
+
+    def _flush(self) -> None:
+        while self._writes:
+            chunk = [self._writes[i] for i in range(min(len(self._writes), 500))]
+            self._log.write(chunk)
+            for _ in chunk:
+                self._writes.popleft()
+
+    def _read_alerts(self) -> None:
+        for topic, detector in self._alert_topics.items():
+            tail = self._tails.get(topic) or self._open(topic)
+            for value in tail.fetch(TAIL_MAX, 0.05).values:
+                try:
+                    alert = json.loads(value or b"null")
+                except ValueError:
+                    continue
+                if isinstance(alert, dict):
+                    self.alerts.append({**alert, "detector": detector})
+                    self.alerts_total += 1
+
+    def _open(self, topic: str) -> Source:
+        """Start a little before the end: incidents that are open should be known."""
+        partitions = [Partition(topic, n) for n in range(self._log.topics().get(topic, 0))]
+        bounds = self._log.bounds(partitions)
+        tail = self._log.source("", partitions)
+        tail.assign({p: max(b.low, b.end - ALERTS_KEPT) for p, b in bounds.items()})
+        self._tails[topic] = tail
+        return tail

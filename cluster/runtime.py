@@ -1,0 +1,235 @@
+"""The only importer of ray in the cluster room: joins a cluster, creates actors, asks and ends them.
+
+Everything here answers within a time-out or says that it did not. What to start, ask and stop is
+decided elsewhere (`supervisor.py` and the pure functions that it calls).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util import list_named_actors
+
+from raywatch.actors import runtime as actors
+from raywatch.actors.owner import OwnerReport, Roster
+from raywatch.actors.ports import Clock, Partition
+from raywatch.actors.scorer import ScorerReport
+from raywatch.actors.spec import DetectorSpec
+from raywatch.models.errors import RaywatchError, Unreachable
+
+CONNECT_S = 30.0
+CALL_S = 20.0
+
+
+def start_local(cpus: int) -> None:
+    """A Ray of our own on this machine, for `run`, `demo` and tests."""
+    _quiet()
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+        logging_level="ERROR", namespace=actors.NAMESPACE,
+    )  # fmt: skip
+
+
+def connect(address: str) -> None:
+    """Join a running cluster. Raises Unreachable."""
+    _quiet()
+    try:
+        ray.init(
+            address=address, log_to_driver=False, logging_level="ERROR",
+            namespace=actors.NAMESPACE,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise Unreachable(
+            f"no Ray cluster answered at `{address}`: {error}".splitlines()[0],
+            hint="start one with `ray up configs/ray-local.yaml`, or `ray start --head`; with "
+            "token authentication the token must be on this machine too",
+        ) from error
+
+
+def leave() -> None:
+    """Leave the cluster; a local one ends."""
+    ray.shutdown()
+
+
+def _quiet() -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+
+@dataclass(slots=True)
+class Post:
+    """An actor and what is known of it."""
+
+    name: str
+    handle: Any
+    started: float  # monotonic seconds
+    report: Any = None
+    heard: float | None = None  # when the last report came
+    gone: str = ""  # why it is no more
+    asked: float | None = None  # when the report that is under way was asked for
+    ref: Any = None
+
+    def silent_s(self, now: float) -> float:
+        """How long a report has been owed."""
+        return 0.0 if self.asked is None else now - self.asked
+
+
+class Crew:
+    """The owners and scorers of a deployment, by name."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.posts: dict[str, Post] = {}
+
+    def adopt(self, prefix: str) -> list[str]:
+        """Take over the actors that an earlier supervisor left."""
+        found = [n for n in list_named_actors() if n.startswith(prefix) and n not in self.posts]
+        for name in found:
+            try:
+                self._add(name, actors.find(name))
+            except Unreachable:
+                continue  # it died between the two calls
+        return sorted(found)
+
+    def start_owner(
+        self,
+        name: str,
+        *,
+        spec: DetectorSpec,
+        lanes: Mapping[int, tuple[Partition, ...]],
+        log: actors.LogSpec,
+        store: str,
+        cpus: float,
+    ) -> None:
+        """Create an owner; its first report says when it is up."""
+        handle = actors.start_owner(
+            name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus
+        )
+        self._add(name, handle)
+
+    def start_scorer(self, name: str, *, blob: bytes, device: str, cpus: float) -> None:
+        """Create a scorer; its first report says that it is warm."""
+        gpus = 1.0 if device == "cuda" else 0.0
+        handle = actors.start_scorer(name, blob=blob, device=device, cpus=cpus, gpus=gpus)
+        self._add(name, handle)
+
+    def _add(self, name: str, handle: Any) -> None:
+        self.posts[name] = Post(name, handle, self._clock.monotonic())
+
+    def ask(self, wait_s: float) -> None:
+        """Collect reports; an actor owes at most one. Waits at most `wait_s`."""
+        now = self._clock.monotonic()
+        for post in self.posts.values():
+            if post.ref is None and not post.gone:
+                try:
+                    post.ref, post.asked = post.handle.report.remote(), now
+                except RayError as error:
+                    post.gone = type(error).__name__
+        owed = {post.ref: post for post in self.posts.values() if post.ref is not None}
+        if not owed:
+            return
+        ready, _ = ray.wait(list(owed), num_returns=len(owed), timeout=wait_s)
+        for ref in ready:
+            post = owed[ref]
+            post.ref = post.asked = None
+            try:
+                post.report = ray.get(ref, timeout=CALL_S)
+                post.heard = self._clock.monotonic()
+            except RayTaskError as error:
+                post.gone = f"its constructor failed: {error.cause}"
+            except ray.exceptions.ActorUnavailableError:
+                post.report = None  # Ray is restarting it
+            except RayActorError as error:
+                post.gone = _cause(error)
+            except RayError as error:
+                post.gone = type(error).__name__
+
+    def owners(self) -> dict[str, OwnerReport]:
+        """Last report of each owner that lives."""
+        found = {n: p.report for n, p in self.posts.items() if not p.gone}
+        return {n: r for n, r in found.items() if isinstance(r, OwnerReport)}
+
+    def scorers(self) -> dict[str, ScorerReport]:
+        """Last report of each scorer that lives."""
+        found = {n: p.report for n, p in self.posts.items() if not p.gone}
+        return {n: r for n, r in found.items() if isinstance(r, ScorerReport)}
+
+    def enlist(self, owner: str, roster: Roster, scorers: Mapping[str, str]) -> None:
+        """Tell an owner of its pool; does not wait."""
+        members = self.pool(roster, scorers)
+        self.posts[owner].handle.enlist.remote(members)
+
+    def pool(self, roster: Roster, scorers: Mapping[str, str]) -> actors.Pool:
+        """A roster with the handles of its scorers (name -> version)."""
+        named = [(n, v, self.posts[n].handle) for n, v in sorted(scorers.items())]
+        return actors.Pool(roster, tuple(named))
+
+    def end(self, name: str) -> None:
+        """End an actor at once and forget it; Ray does not restart it."""
+        post = self.posts.pop(name, None)
+        if post is not None and not post.gone:
+            ray.kill(post.handle, no_restart=True)
+
+    def stop_owners(self, wait_s: float) -> list[str]:
+        """Let all owners finish, commit and end. Returns those that did not in time."""
+        owners = [p for n, p in self.posts.items() if ".owner-" in n and not p.gone]
+        refs = {p.handle.stop.remote(wait_s): p.name for p in owners}
+        if not refs:
+            return []
+        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=wait_s + 2.0)
+        bad = [refs[r] for r in late]
+        for ref in ready:
+            try:
+                if not ray.get(ref, timeout=CALL_S):
+                    bad.append(refs[ref])
+            except RayError:
+                bad.append(refs[ref])
+        return sorted(bad)
+
+
+def _cause(error: RayActorError) -> str:
+    """One line of what Ray says in many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if "exit" in line.lower() or "kill" in line.lower():
+            return line[:200]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+# ---- the supervisor's actor ----------------------------------------------------------------
+
+
+def start_supervisor(cls: type, arguments: tuple[Any, ...], *, cpus: float = 0.1) -> Any:
+    """Create the supervisor, or find the one that runs."""
+    actor = ray.remote(cls).options(
+        name=actors.SUPERVISOR, namespace=actors.NAMESPACE, lifetime="detached",
+        get_if_exists=True, num_cpus=cpus, max_restarts=-1, max_task_retries=0, max_concurrency=8,
+    )  # fmt: skip
+    return actor.remote(*arguments)
+
+
+def supervisor() -> Any:
+    """The handle of the running supervisor. Raises Unreachable."""
+    return actors.find(actors.SUPERVISOR)
+
+
+def call(handle: Any, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:
+    """Call an actor and wait. Raises what it raised, or Unreachable."""
+    try:
+        return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout_s)
+    except RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, RaywatchError) else error) from error
+    except (RayError, TimeoutError) as error:
+        raise Unreachable(
+            f"the supervisor did not answer `{method}` within {timeout_s:.0f} s",
+            hint="`ray status` says whether the cluster is up",
+        ) from error
+
+
+def end(handle: Any) -> None:
+    """End an actor for good."""
+    ray.kill(handle, no_restart=True)
