@@ -34,7 +34,10 @@ YOUNG = 16  # residuals of the window that must be known before a value is judge
 GAUSS = 1.4826
 SCORE_MAX = 1e6  # bounds the score where a key never moved before: float32 stays exact enough
 CHUNK = 64  # new values of a row scored at once: bounds padding when rows differ in length
-CELLS_MAX = 1 << 21  # floats of one sorted window tensor (8 MiB): bounds memory for any batch
+# Floats of one tensor. On a CPU a tensor stays in its cache, and below the size from which torch
+# wakes other threads, which costs milliseconds where all cores are busy. On a GPU it bounds memory
+# for any batch: the sorted windows are 64 times as large at most.
+CELLS_MAX = {"cpu": 1 << 15, "cuda": 1 << 20}
 LEVEL = Level("fine", 1, HISTORY)
 
 
@@ -81,7 +84,7 @@ class Linear:
         residual = np.full(total, np.nan, np.float32)
         expected = np.full(total, np.nan, np.float32)
         first = np.cumsum(fresh, dtype=np.int64) - fresh  # of each row in the answer
-        for chunk in chunks(fresh):
+        for chunk in chunks(fresh, CELLS_MAX.get(self._device.type, CELLS_MAX["cpu"])):
             columns = np.arange(HISTORY + chunk.width)
             last = begin[chunk.row] + HISTORY + fresh[chunk.row] - 1
             source = (begin[chunk.row] + chunk.offset)[:, None] + columns
@@ -153,15 +156,21 @@ def _scale(error: "torch.Tensor") -> "torch.Tensor":
         mean.add_(clean[:, tap : tap + size])
         count.add_(known[:, tap : tap + size])
     mean.div_(count.clamp(min=1.0))
-    ordered = error[:, :-1].unfold(1, TAPS, 1).sort(dim=2).values
+    windows = error[:, :-1].unfold(1, TAPS, 1)
+    if windows.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(windows.numpy(), axis=2))  # 5 to 10 times as fast
+    else:
+        ordered = windows.sort(dim=2).values
     middle = count.long().sub_(1).clamp_(min=0).div_(2, rounding_mode="floor")
     median = ordered.gather(2, middle[:, :, None])[:, :, 0]
     scale = torch.maximum(median.mul_(GAUSS), mean.mul_(0.5))
     return scale.masked_fill_(count < YOUNG, float("nan"))
 
 
-def chunks(fresh: I32) -> list[Chunk]:
+def chunks(fresh: I32, cells: int) -> list[Chunk]:
     """Cut rows of `fresh` new values into pieces of one width: 1, 2, 4, .. or 64.
+
+    A chunk of R pieces has R * (64 + width) <= cells predictions, one piece at least.
 
     Padding at most doubles the work, whatever the lengths of the rows are.
     """
@@ -176,7 +185,7 @@ def chunks(fresh: I32) -> list[Chunk]:
     below = 0
     while width <= CHUNK:
         picked = np.flatnonzero((size > below) & (size <= width))
-        limit = max(1, CELLS_MAX // (width * TAPS))
+        limit = max(1, cells // (width + TAPS))
         for begin in range(0, picked.shape[0], limit):
             part = picked[begin : begin + limit]
             cut.append(Chunk(row[part], offset[part], size[part], width))
