@@ -33,6 +33,7 @@ SHORT = 16  # W of the short window
 LONG = 64  # W of the long window
 LANES = 64  # lags that are worked on together; the number of lags is a multiple of it
 TILE = 64  # most new values of a row that are worked on together: bounds the scratch to 200 KiB
+FEW = 16  # up to so many new values squares are worked out again instead of stored
 
 INFINITY = np.float32(np.inf)
 NAN = np.float32(np.nan)
@@ -48,7 +49,9 @@ def readonly(array: NDArray[Kind]) -> NDArray[Kind]:
     Arrays that travelled are read-only and may be unaligned, local ones are neither; numba would
     compile every kernel once for each kind, in the middle of the stream.
     """
-    array = np.require(array, requirements=("C", "A")).view()
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements=("C", "A"))
+    array = array.view()
     array.flags.writeable = False
     return array
 
@@ -86,10 +89,44 @@ def squares(x: F32, lag: int, rows: int, a: F32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def short_minimum(a: F32, b: F32, new: int, best: F32) -> None:
-    """The last fold of the short window and the minimum so far of each lane."""
-    for i in range((new + 7) * LANES):
-        b[i] = fma(S8, a[i + 8 * LANES], a[i])
+def few_squares(x: F32, lag: int, new: int, a: F32, b: F32) -> None:
+    """Squares with the widest folds in one go: `a` down to stride 16, `b` down to stride 8.
+
+    The same expressions as `squares` and folds, hence the same bits. A square is worked out
+    again for each fold that wants it instead of stored, which is cheaper for few new values.
+    """
+    for p in range(new + 15):
+        x0, x1, x2, x3 = x[p], x[p + 16], x[p + 32], x[p + 48]
+        past = x[p + lag : p + lag + 48 + LANES]
+        row = a[p * LANES : (p + 1) * LANES]
+        for j in range(LANES):
+            d0, d1, d2, d3 = x0 - past[j], x1 - past[j + 16], x2 - past[j + 32], x3 - past[j + 48]
+            row[j] = fma(L16, fma(L32, d3 * d3, d1 * d1), fma(L32, d2 * d2, d0 * d0))
+    if b.shape[0] == 0:
+        return
+    for p in range(new + 7):
+        x0, x1 = x[p], x[p + 8]
+        past = x[p + lag : p + lag + 8 + LANES]
+        row = b[p * LANES : (p + 1) * LANES]
+        for j in range(LANES):
+            d0, d1 = x0 - past[j], x1 - past[j + 8]
+            row[j] = fma(S8, d1 * d1, d0 * d0)
+
+
+@njit(cache=True, nogil=True)
+def many_squares(x: F32, lag: int, new: int, a: F32, b: F32) -> None:
+    """What `few_squares` does, each square worked out once."""
+    squares(x, lag, new + LONG - 1, a)
+    if b.shape[0] > 0:
+        for i in range((new + 7) * LANES):
+            b[i] = fma(S8, a[i + 8 * LANES], a[i])
+    fold(a, new + 31, 32, L32)
+    fold(a, new + 15, 16, L16)
+
+
+@njit(cache=True, nogil=True)
+def short_minimum(b: F32, new: int, best: F32) -> None:
+    """The last folds of the short window and the minimum so far of each lane."""
     fold(b, new + 3, 4, S4)
     fold(b, new + 1, 2, S2)
     for i in range(new * LANES):
@@ -99,9 +136,7 @@ def short_minimum(a: F32, b: F32, new: int, best: F32) -> None:
 
 @njit(cache=True, nogil=True)
 def long_minimum(a: F32, new: int, skip: int, block: int, best: F32, where: I32) -> None:
-    """The folds of the long window, the minimum so far of each lane and the block it was in."""
-    fold(a, new + 31, 32, L32)
-    fold(a, new + 15, 16, L16)
+    """The last folds of the long window, the minimum of each lane and the block it was in."""
     fold(a, new + 7, 8, L8)
     fold(a, new + 3, 4, L4)
     fold(a, new + 1, 2, L2)
@@ -122,15 +157,36 @@ def long_minimum(a: F32, new: int, skip: int, block: int, best: F32, where: I32)
 
 
 @njit(cache=True, nogil=True)
+def least_lane(best: F32) -> np.float32:
+    """The smallest of one row of lanes, which is used up."""
+    for half in (LANES // 2, LANES // 4, LANES // 8):
+        for j in range(half):
+            best[j] = best[j + half] if best[j + half] < best[j] else best[j]
+    least = best[0]
+    for j in range(1, LANES // 8):
+        least = best[j] if best[j] < least else least
+    return least
+
+
+@njit(cache=True, nogil=True)
 def nearest(best: F32, where: I32, lag0: int) -> tuple[np.float32, int]:
-    """The smallest of one row and its lag, the shorter lag where two are equal; (inf, 0): none."""
-    least = INFINITY
-    lag = 0
+    """The smallest of one row of lanes and its lag, (inf, 0) where none; the row is used up.
+
+    Of two equal ones the shorter lag counts: lanes hold lag - lag0 here, blocks before.
+    """
     for j in range(LANES):
-        if best[j] < least or (best[j] == least and lag > 0 and where[j] * LANES + j + lag0 < lag):
-            least = best[j]
-            lag = where[j] * LANES + j + lag0
-    return least, lag
+        where[j] = where[j] * np.int32(LANES) + np.int32(j)
+    for half in (LANES // 2, LANES // 4, LANES // 8):
+        for j in range(half):
+            a, b = best[j], best[j + half]
+            other = (b < a) | ((b == a) & (where[j + half] < where[j]))
+            best[j] = b if other else a
+            where[j] = where[j + half] if other else where[j]
+    least, lag = best[0], where[0]
+    for j in range(1, LANES // 8):
+        if best[j] < least or (best[j] == least and where[j] < lag):
+            least, lag = best[j], where[j]
+    return least, (lag + lag0 if least < INFINITY else 0)
 
 
 @njit(cache=True, nogil=True)
@@ -162,7 +218,7 @@ def bank(
     """
     reach = lag0 + lags - 1 + LONG - 1
     a = np.empty((LONG - 1 + TILE) * LANES, np.float32)
-    b = np.empty((SHORT // 2 - 1 + TILE) * LANES, np.float32)
+    b = np.empty((SHORT // 2 - 1 + TILE) * LANES if short.shape[0] > 0 else 0, np.float32)
     best_short = np.empty(TILE * LANES, np.float32)
     best_long = np.empty(TILE * LANES, np.float32)
     where = np.zeros(TILE * LANES, np.int32)
@@ -176,11 +232,15 @@ def bank(
                 x[q] = values[last - q]
             best_short[: new * LANES] = INFINITY
             best_long[: new * LANES] = INFINITY
+            where[: new * LANES] = 0
             for block in range(lags // LANES):
                 first = lag0 + block * LANES
-                squares(x, first, new + LONG - 1, a)
+                if new <= FEW:
+                    few_squares(x, first, new, a, b)
+                else:
+                    many_squares(x, first, new, a, b)
                 if short.shape[0] > 0:
-                    short_minimum(a, b, new, best_short)
+                    short_minimum(b, new, best_short)
                 long_minimum(a, new, max(0, long_from - first), block, best_long, where)
             for p in range(new):
                 to = at + new - 1 - p
@@ -189,8 +249,6 @@ def bank(
                 long[to] = np.sqrt(least / LONG_SUM) if least < INFINITY else NAN
                 lag[to] = found
                 if short.shape[0] > 0:
-                    least = INFINITY
-                    for z in best_short[row]:
-                        least = min(least, z)
+                    least = least_lane(best_short[row])
                     short[to] = np.sqrt(least / SHORT_SUM) if least < INFINITY else NAN
             at += new

@@ -11,9 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from raywatch.models.history import History
+from raywatch.models.kernel import bank
+from raywatch.models.kernel_history import append_records, count_fresh
+from raywatch.models.kernel_window import level_shift, robust_z, roughness
 from raywatch.models.lagbank import LagBank
 from raywatch.models.robustz import RobustZ
 from raywatch.models.scorer import F64, Scorer
+from raywatch.models.warm import warm
 
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "lagbank": lambda: LagBank("lagbank@test"),
@@ -192,3 +196,12 @@ def test_a_scorer_answers_the_same_again_and_leaves_its_input_alone(
     assert np.array_equal(segments.values.view(np.int32), before.view(np.int32))
     for name, part in first.parts.items():
         assert np.array_equal(part.view(np.int32), second.parts[name].view(np.int32))
+
+
+def test_a_stream_compiles_nothing_that_warming_up_did_not(setting: tuple[Scorer, int]) -> None:
+    warm()
+    scorer, channels = setting
+    through(scorer, {0: streams(channels)[0]}, lambda _: 300, channels)
+    for kernel in (append_records, count_fresh, bank, level_shift, roughness, robust_z):
+        # One signature: whatever a stream brings has the types that warm() brought.
+        assert len(kernel.signatures) == 1, kernel
