@@ -347,7 +347,7 @@ def _verify(peeked: Artifact, head: dict[str, Any], weights: bytes | None, where
 def _unreadable(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(
         f"cannot read `{path}`: {error.strerror or error}",
-        hint="`raywatch models` lists what exists",
+        hint="check that the path is right and may be read",
     )
 
 
