@@ -1,0 +1,49 @@
+"""Chunks of records become one batch of columns."""
+
+import numpy as np
+
+from raywatch.actors.ports import Fetched
+from raywatch.models.scorer import I32, I64
+
+
+class Gathered:
+    """What one fetch has so far."""
+
+    def __init__(self) -> None:
+        self._partition: list[I32] = []
+        self._offset: list[I64] = []
+        self._time_ms: list[I64] = []
+        self._values: list[bytes | None] = []
+        self._keys: list[bytes | None] = []
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(
+        self,
+        partition: I32,
+        offset: I64,
+        time_ms: I64,
+        values: list[bytes | None],
+        keys: list[bytes | None],
+    ) -> None:
+        """Take the columns of some records, at least one; `keys` is empty if nobody asked."""
+        assert len(partition) == len(offset) == len(time_ms) == len(values) > 0, len(values)
+        self._partition.append(partition)
+        self._offset.append(offset)
+        self._time_ms.append(time_ms)
+        self._values += values
+        self._keys += keys
+
+    def fetched(self) -> Fetched:
+        """Everything that was added, in that order."""
+        if not self._values:
+            none = np.zeros(0, np.int64)
+            return Fetched(np.zeros(0, np.int32), none, none, [], [])
+        return Fetched(
+            np.concatenate(self._partition),
+            np.concatenate(self._offset),
+            np.concatenate(self._time_ms),
+            self._values,
+            self._keys,
+        )

@@ -1,0 +1,526 @@
+"""Kafka as a Log: the only importer of confluent_kafka (settings and errors: `kafka_rules.py`).
+
+A Source assigns partitions itself and never joins a group, so nothing but the transactional id of
+a lane's Sink fences: open the Sink first, then read what is committed, then assign.
+
+librdkafka may not know how a transaction ended: a Sink that failed is never used again. Releases
+after 2.8 were seen to hang in `send_offsets_to_transaction`: hence `calling_since`, and the pin
+of confluent-kafka 2.9.0. A producer whose transaction outlived `transaction.timeout.ms` is told
+that it was fenced: a process that stood still that long cannot know better, and gives way.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from operator import attrgetter, itemgetter
+from typing import Any, TypeVar
+
+import confluent_kafka as ck
+import numpy as np
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from raywatch.actors import kafka_rules as rules
+from raywatch.actors.fetching import Gathered
+from raywatch.actors.kafka_rules import ANSWER_S, CALL_S, OPEN_S
+from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition, Source
+from raywatch.models.errors import Fenced, LaneLost, Unreachable
+from raywatch.models.scorer import I32
+
+T = TypeVar("T")
+Settings = Mapping[str, str] | None
+Offsets = Mapping[Partition, Committed]
+Failed = list[tuple[str, ck.KafkaError]]  # topic and reason of records that were not delivered
+
+CHUNK = 500  # Messages alive at once: the garbage collector walks each of them.
+PROBE = "raywatch.probe"  # One id for ever: brokers remember each for a week.
+
+
+def _asked(partitions: Iterable[Partition]) -> list[ck.TopicPartition]:
+    return [ck.TopicPartition(p.topic, p.number) for p in partitions]
+
+
+def _offsets(offsets: Offsets) -> list[ck.TopicPartition]:
+    return [ck.TopicPartition(p.topic, p.number, c.offset, c.note) for p, c in offsets.items()]
+
+
+def _found(answers: Iterable[ck.TopicPartition]) -> dict[Partition, Committed]:
+    return {
+        Partition(a.topic, a.partition): Committed(a.offset, a.metadata or "")
+        for a in answers
+        if a.offset >= 0 and a.error is None
+    }
+
+
+def _checked(answers: list[ck.TopicPartition]) -> list[ck.TopicPartition]:
+    """Answers without errors. Raises KafkaException for the first one."""
+    for answer in answers:
+        if answer.error is not None:
+            raise ck.KafkaException(answer.error)
+    return answers
+
+
+def _patient(ask: Callable[[float], T], deadline: float) -> T:
+    """Repeat the very same call until it succeeds, fails for good or time is over.
+
+    Raises KafkaException. `ask` gets the seconds that are left.
+    """
+    while True:
+        try:
+            return ask(rules.left(deadline))
+        except ck.KafkaException as raised:
+            if not rules.again(raised.args[0], deadline):
+                raise
+
+
+def _produce(producer: Any, out: Sequence[Out], deadline: float, failed: Failed) -> None:
+    """Queue records, waiting while the queue is full. Raises KafkaException, and notes it."""
+    for topic, key, value, headers in map(attrgetter("topic", "key", "value", "headers"), out):
+        while True:
+            try:
+                producer.produce(topic, value, key, headers=list(headers) or None)
+                break
+            except BufferError:
+                if time.monotonic() > deadline:
+                    raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from None
+                producer.poll(rules.PAUSE_S)
+            except ck.KafkaException as raised:
+                failed.append((topic, raised.args[0]))
+                raise
+
+
+class KafkaSource:
+    """Reads the partitions of one lane."""
+
+    def __init__(
+        self, log: "KafkaLog", group: str, partitions: Sequence[Partition], *, keys: bool
+    ) -> None:
+        self._log, self._group, self._keys = log, group, keys
+        self._partitions = tuple(partitions)
+        self._ear = rules.Ear(log.bootstrap)
+        fixed = {**rules.READER_RULES, "group.id": group, "error_cb": self._ear}
+        self._consumer: Any = ck.Consumer(log.settings(rules.READER, fixed))
+        self._closed = False
+        self._table = rules.table(self._partitions)
+        # Plain tuples and Partitions are equal and hash alike.
+        self._index: dict[tuple[str, int], int] = {p: i for i, p in enumerate(self._partitions)}
+
+    def committed(self, deadline: float | None = None) -> dict[Partition, Committed]:
+        """See `Source`; `deadline` is monotonic."""
+        deadline = time.monotonic() + OPEN_S if deadline is None else deadline
+        asked = _asked(self._partitions)
+        try:
+            return _found(
+                _patient(lambda wait: _checked(self._consumer.committed(asked, wait)), deadline)
+            )
+        except ck.KafkaException as raised:
+            self._ear.check()
+            return rules.not_said(raised.args[0], self._group)
+
+    def bounds(self) -> dict[Partition, Bounds]:
+        """See `Source`."""
+        found = self._log.bounds(self._partitions)
+        for partition in self._partitions:
+            if partition not in found:
+                raise rules.unanswered(partition)
+        return found
+
+    def assign(self, begin: Mapping[Partition, int]) -> None:
+        """See `Source`."""
+        rules.check_retained(begin, self.bounds())
+        self._consumer.assign([ck.TopicPartition(p.topic, p.number, o) for p, o in begin.items()])
+
+    def fetch(self, limit: int, wait_s: float) -> Fetched:
+        """See `Source`. Chunk by chunk, so that few messages live at once."""
+        deadline = time.monotonic() + wait_s
+        gathered = Gathered()
+        while (want := min(CHUNK, limit - len(gathered))) > 0:
+            left = max(0.0, deadline - time.monotonic())
+            messages = self._consumer.consume(want, left)
+            full = len(messages) == want
+            # A KafkaError is true: one pass in C says that there is none, as nearly always.
+            if any(map(ck.Message.error, messages)):
+                messages = self._without_errors(messages)
+            if count := len(messages):
+                stamps = map(itemgetter(1), map(ck.Message.timestamp, messages))
+                gathered.add(
+                    self._indices(messages, count),
+                    np.fromiter(map(ck.Message.offset, messages), np.int64, count),
+                    np.fromiter(stamps, np.int64, count),
+                    list(map(ck.Message.value, messages)),
+                    list(map(ck.Message.key, messages)) if self._keys else [],
+                )
+            if not full and time.monotonic() >= deadline:
+                break
+        if not len(gathered):
+            self._ear.check()
+        return gathered.fetched()
+
+    def position(self) -> dict[Partition, int]:
+        """See `Source`."""
+        found = self._consumer.position(self._consumer.assignment())
+        return {Partition(t.topic, t.partition): t.offset for t in found if t.offset >= 0}
+
+    def group_metadata(self) -> Any:
+        """Who commits; to be taken right before each transaction."""
+        return self._consumer.consumer_group_metadata()
+
+    def commit(self, offsets: Offsets, deadline: float) -> list[Partition]:
+        """Commit without a transaction, forward only; returns where somebody else is ahead."""
+        there = self.committed(deadline)
+        ahead = [p for p, c in offsets.items() if p in there and there[p].offset > c.offset]
+        forward = _offsets({p: c for p, c in offsets.items() if p not in ahead})
+        try:
+            if forward:
+                _patient(
+                    lambda _: _checked(self._consumer.commit(offsets=forward, asynchronous=False)),
+                    deadline,
+                )
+        except ck.KafkaException as raised:
+            if raised.args[0].code() == ck.KafkaError.UNKNOWN_MEMBER_ID:
+                raise rules.foreign(self._group) from raised
+            raise
+        return ahead
+
+    def close(self) -> None:
+        """See `Source`."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+
+    def _indices(self, messages: list[Any], count: int) -> I32:
+        numbers = map(ck.Message.partition, messages)
+        if self._table is not None:
+            return self._table[np.fromiter(numbers, np.int32, count)]
+        where = zip(map(ck.Message.topic, messages), numbers, strict=True)
+        return np.fromiter(map(self._index.__getitem__, where), np.int32, count)
+
+    def _without_errors(self, messages: list[Any]) -> list[Any]:
+        """Drop what the client can live with; raises for the rest."""
+        for message in messages:
+            error = message.error()
+            if error is None or error.retriable():
+                continue
+            partition = Partition(message.topic() or "?", message.partition() or 0)
+            if error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
+                raise rules.gone(partition, message.offset(), error.str())
+            if error.name() in rules.RIGHTS:
+                raise rules.refused(error, partition.topic)
+            if error.name() not in rules.AGAIN:
+                raise LaneLost(f"reading `{partition}` ended: {error.str()}")
+        return [m for m in messages if m.error() is None]
+
+
+class KafkaSink:
+    """Writes and commits for one lane. After any error it is spent."""
+
+    def __init__(self, log: "KafkaLog", lane: str, group: str, *, exactly_once: bool) -> None:
+        self._log, self._lane, self._group = log, lane, group
+        self._exactly_once = exactly_once
+        self._ear = rules.Ear(log.bootstrap)
+        self._producer: Any = None
+        self._since: float | None = None
+        self._failed: Failed = []  # at most one entry a record: a Sink that failed is spent
+        self._deadline = 0.0
+
+    @property
+    def exactly_once(self) -> bool:
+        """See `Sink`."""
+        return self._exactly_once
+
+    def calling_since(self) -> float | None:
+        """See `Sink`; no call may take longer than `OPEN_S`."""
+        return self._since
+
+    def open(self) -> None:
+        """See `Sink`."""
+        error = self.attempt()
+        if error is not None:
+            raise rules.not_opened(error, self._lane)
+
+    def attempt(self) -> ck.KafkaError | None:
+        """Take the lane; the error if brokers refused or did not answer."""
+        assert self._producer is None, f"lane {self._lane} was opened before"
+        fixed = {**rules.WRITER_RULES, "error_cb": self._ear, "on_delivery": self._undelivered}
+        if self._exactly_once:
+            fixed |= {"transactional.id": self._lane, "transaction.timeout.ms": int(CALL_S * 1000)}
+        producer = ck.Producer(self._log.settings(rules.WRITER, fixed))
+        if self._exactly_once:
+            self._deadline = time.monotonic() + OPEN_S
+            try:
+                self._repeat(producer.init_transactions)
+            except ck.KafkaException as raised:
+                self._call(producer.poll, 0)  # lets the ear hear
+                self._ear.check()
+                return raised.args[0]
+        self._producer = producer
+        return None
+
+    def transact(self, out: Sequence[Out], offsets: Offsets, source: Source) -> None:
+        """See `Sink`. With nothing to write and commit no broker is asked: a zombie stays one."""
+        assert self._producer is not None, f"lane {self._lane}: not opened, or spent"
+        assert isinstance(source, KafkaSource), type(source)
+        if not out and not offsets:
+            return
+        producer, self._producer = self._producer, None
+        self._deadline = time.monotonic() + CALL_S
+        try:
+            if self._exactly_once:
+                self._transaction(producer, out, offsets, source)
+            else:
+                self._in_order(producer, out, offsets, source)
+        except ck.KafkaException as raised:
+            raise self._spent(producer, raised.args[0]) from raised
+        except SystemError as raised:  # flush() of a producer that failed fatally, some releases
+            raise LaneLost(f"lane `{self._lane}`: the client broke: {raised}") from raised
+        self._producer = producer
+
+    def close(self) -> None:
+        """See `Sink`."""
+        self._producer = None
+
+    def _transaction(
+        self, producer: Any, out: Sequence[Out], offsets: Offsets, source: KafkaSource
+    ) -> None:
+        self._call(producer.begin_transaction)
+        self._call(_produce, producer, out, self._deadline, self._failed)
+        if offsets:
+            theirs, group = _offsets(offsets), source.group_metadata()
+            self._repeat(lambda wait: producer.send_offsets_to_transaction(theirs, group, wait))
+        self._repeat(producer.commit_transaction)
+
+    def _in_order(
+        self, producer: Any, out: Sequence[Out], offsets: Offsets, source: KafkaSource
+    ) -> None:
+        """At least once: everything is written before anything is committed."""
+        self._call(_produce, producer, out, self._deadline, self._failed)
+        waiting = self._call(producer.flush, rules.left(self._deadline))
+        if self._failed:
+            raise ck.KafkaException(self._failed[0][1])
+        if waiting:
+            raise LaneLost(
+                f"{waiting} records of lane `{self._lane}` not written in {CALL_S:.0f} s"
+            )
+        ahead = self._call(source.commit, offsets, self._deadline)
+        if ahead:
+            raise Fenced(f"lane `{self._lane}`: somebody committed further in `{ahead[0]}`")
+
+    def _undelivered(self, error: ck.KafkaError, message: Any) -> None:
+        self._failed.append((message.topic(), error))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._since = time.monotonic()
+        try:
+            return function(*arguments)
+        finally:
+            self._since = None
+
+    def _repeat(self, function: Callable[[float], Any]) -> None:
+        _patient(lambda wait: self._call(function, wait), self._deadline)
+
+    def _spent(self, producer: Any, error: ck.KafkaError) -> Exception:
+        """Clean up after a failed transaction; what it means for the lane."""
+        faults: list[rules.Fault] = [error]
+        try:
+            self._call(producer.poll, 0)  # delivery reports say more than the error
+            if error.txn_requires_abort() or error.code() == ck.KafkaError._FATAL:
+                self._deadline = time.monotonic() + rules.ABORT_S
+                self._repeat(producer.abort_transaction)
+        except ck.KafkaException as raised:
+            faults.append(raised.args[0])
+        except SystemError:
+            pass  # as in `transact`: nothing more can be learnt
+        self._ear.check()
+        return rules.spent(self._lane, faults, list(self._failed))
+
+
+class KafkaLog:
+    """A Kafka cluster. Pickles as its arguments; clients are made by the process that asks."""
+
+    def __init__(
+        self, bootstrap: str, settings: Settings = None, *, exactly_once: bool | None = None
+    ) -> None:
+        """Describe a cluster at `host:port,...`; nothing is asked yet.
+
+        `settings` are librdkafka's, for every client: security, tuning; our promises are kept
+        anyway. `exactly_once=None` asks the brokers (`probe`) when the first Sink is made.
+        """
+        self.bootstrap = bootstrap
+        self._settings = dict(settings or {})
+        self._exactly_once = exactly_once
+        self._lock = threading.Lock()
+        self._ear = rules.Ear(bootstrap)
+        self._client: Any = None  # Kept: answers never arrive once it is collected.
+        self._writing = threading.Lock()
+        self._writer: Any = None
+        self._failed: Failed = []  # of the writer at hand
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuilt, (self.bootstrap, self._settings, self._exactly_once))
+
+    def __repr__(self) -> str:
+        return f"KafkaLog({self.bootstrap!r})"  # settings hold secrets
+
+    def settings(self, tuned: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of one client: `tuned` may be overridden by the user's, `fixed` not."""
+        return {**tuned, **self._settings, **fixed, "bootstrap.servers": self.bootstrap}
+
+    def source(
+        self, group: str, partitions: Sequence[Partition], *, keys: bool = False
+    ) -> KafkaSource:
+        """See `Log`."""
+        return KafkaSource(self, group, partitions, keys=keys)
+
+    def sink(self, lane: str, group: str) -> KafkaSink:
+        """See `Log`. May probe: raises Unreachable, ConfigError."""
+        with self._lock:
+            if self._exactly_once is None:
+                self._exactly_once = self.probe() is None
+        return KafkaSink(self, lane, group, exactly_once=self._exactly_once)
+
+    def probe(self) -> str | None:
+        """None where transactions work, else why not. Raises Unreachable, ConfigError.
+
+        Only a clear refusal is a no: a coordinator that is slow today is Unreachable.
+        """
+        error = KafkaSink(self, PROBE, PROBE, exactly_once=True).attempt()
+        if error is None:
+            return None
+        if rules.passing(error):
+            raise rules.not_opened(error, PROBE)
+        return f"{error.name()}: {error.str()}"
+
+    def topics(self) -> dict[str, int]:
+        """See `Log`; internal topics are left out."""
+        with self._answered("topics"):
+            found = self._admin.list_topics(timeout=ANSWER_S).topics
+        return {t: len(m.partitions) for t, m in found.items() if not t.startswith("__")}
+
+    def create(self, topic: str, partitions: int, settings: Settings = None) -> None:
+        """See `Log`. Replication is what the brokers' `default.replication.factor` says."""
+        wish = NewTopic(topic, partitions, -1, config=dict(settings or {}))
+        with self._answered(topic, but=ck.KafkaError.TOPIC_ALREADY_EXISTS):
+            _answer(self._admin.create_topics([wish], request_timeout=ANSWER_S)[topic])
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            with self._answered(topic):
+                found = self._admin.list_topics(timeout=ANSWER_S).topics.get(topic)
+            if found and found.partitions and min(p.leader for p in found.partitions.values()) >= 0:
+                return
+            time.sleep(rules.PAUSE_S)
+        raise Unreachable(f"topic `{topic}` has no leader after {ANSWER_S:.0f} s")
+
+    def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, Bounds]:
+        """See `Log`. Raises Unreachable where nobody answers for any partition."""
+        found: list[dict[Partition, int]] = []
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()) if partitions else ():
+            futures = self._admin.list_offsets(
+                dict.fromkeys(_asked(partitions), spec),
+                isolation_level=ck.IsolationLevel.READ_COMMITTED,
+                request_timeout=ANSWER_S,
+            )
+            offsets, silent = dict[Partition, int](), 0
+            for asked, future in futures.items():
+                try:
+                    offsets[Partition(asked.topic, asked.partition)] = _answer(future).offset
+                except ck.KafkaException as raised:
+                    silent += rules.passing(raised.args[0])
+            if silent == len(futures):
+                raise self._silent()
+            found.append(offsets)
+        return {p: Bounds(*(f[p] for f in found)) for p in partitions if all(p in f for f in found)}
+
+    def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
+        """See `Log`."""
+        if not partitions:
+            return {}
+        asked = [ck.ConsumerGroupTopicPartitions(group, _asked(partitions))]
+
+        def ask(wait: float) -> Any:
+            listed = self._admin.list_consumer_group_offsets(
+                asked, require_stable=False, request_timeout=wait
+            )
+            return _answer(listed[group])
+
+        try:
+            return _found(_patient(ask, time.monotonic() + ANSWER_S).topic_partitions)
+        except ck.KafkaException as raised:
+            self._silent()
+            return rules.not_said(raised.args[0], group)
+
+    def members(self, group: str) -> list[str]:
+        """See `Log`."""
+        with self._answered(group):
+            asked = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)
+            listed = self._admin.list_consumer_groups(request_timeout=ANSWER_S)
+            found = [f"{m.client_id}@{m.host}" for m in _answer(asked[group]).members]
+            groups = {g.group_id: g.state.name for g in _answer(listed).valid}
+        # This client cannot describe groups of the newer protocol (KIP-848), only list them.
+        if not found and groups.get(group, "EMPTY") not in ("EMPTY", "DEAD", "UNKNOWN"):
+            return [f"a member of the group, which is {groups[group].lower()}"]
+        return found
+
+    def write(self, out: Sequence[Out]) -> None:
+        """See `Log`. One call at a time; a record that cannot be written is a ConfigError."""
+        deadline = time.monotonic() + CALL_S
+        with self._writing:
+            producer, self._writer = self._writer or self._new_writer(), None
+            waiting = len(out)
+            with suppress(ck.KafkaException, SystemError):  # judged by what was not delivered
+                _produce(producer, out, deadline, self._failed)
+                waiting = producer.flush(rules.left(deadline))
+            if self._failed and self._failed[0][1].name() in rules.UNWRITABLE:
+                raise rules.unwritable(*self._failed[0])
+            if self._failed or waiting:
+                raise self._ear.silent(CALL_S)
+            self._writer = producer  # only one without failures: what it holds is known
+
+    def close(self) -> None:
+        """See `Log`."""
+        with self._lock, self._writing:
+            self._client = self._writer = None
+
+    def _new_writer(self) -> Any:
+        failed = self._failed = Failed()
+
+        def undelivered(error: ck.KafkaError, message: Any) -> None:
+            failed.append((message.topic(), error))
+
+        fixed = {**rules.WRITER_RULES, "error_cb": self._ear, "on_delivery": undelivered}
+        return ck.Producer(self.settings(rules.WRITER, fixed))
+
+    @property
+    def _admin(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = AdminClient(self.settings(rules.CLIENT, {"error_cb": self._ear}))
+            return self._client
+
+    def _silent(self) -> Unreachable:
+        self._admin.poll(0)  # lets the ear hear
+        return self._ear.silent(ANSWER_S)
+
+    @contextmanager
+    def _answered(self, name: str, *, but: int | None = None) -> Generator[None]:
+        """Turns the client's errors into ours; the code `but` is no error."""
+        try:
+            yield
+        except ck.KafkaException as raised:
+            error: ck.KafkaError = raised.args[0]
+            if rules.passing(error):
+                raise self._silent() from raised
+            if error.code() != but:
+                raise rules.refused(error, name) from raised
+
+
+def _answer(future: Future[Any]) -> Any:
+    """What an administrative call was answered. Raises KafkaException."""
+    try:
+        return future.result(ANSWER_S + 1.0)
+    except TimeoutError as raised:
+        raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from raised
+
+
+def _rebuilt(bootstrap: str, settings: dict[str, str], exactly_once: bool | None) -> KafkaLog:
+    return KafkaLog(bootstrap, settings, exactly_once=exactly_once)
