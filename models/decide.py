@@ -43,6 +43,7 @@ from raywatch.models.decide_kernel import (
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode
+from raywatch.models.missing import warm_missing
 from raywatch.models.scorer import (
     C8,
     F32,
@@ -328,7 +329,8 @@ def _table(components: tuple[Component, ...], *, profiles: bool) -> I64:
 
 
 def warm_decide() -> None:
-    """Compile every kernel of this stage, so that the first batch does not wait for it."""
+    """Compile every kernel of decide and missing, so that the first batch does not wait."""
+    warm_missing()
     components = (Component("a", sustained=True), Component("b", level=C8.name))
     decider = Decider(DecideSettings(), components, 2, profiles=True)
     decider.ensure(1)
