@@ -82,7 +82,7 @@ class Source(Protocol):
         ...
 
     def assign(self, begin: Mapping[Partition, int]) -> None:
-        """Start reading each partition at its offset. Raises LaneLost where that is not retained."""
+        """Start reading each partition at its offset. Raises LaneLost where it is not retained."""
         ...
 
     def fetch(self, limit: int, wait_s: float) -> Fetched:
@@ -138,9 +138,7 @@ class Sink(Protocol):
 class Log(Protocol):
     """Kafka or the embedded log. Safe to use from several threads."""
 
-    def source(
-        self, group: str, partitions: Sequence[Partition], *, keys: bool = False
-    ) -> Source:
+    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Source:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
         `keys` asks for keys and headers (empty `group`: a reader that only looks).
@@ -155,7 +153,9 @@ class Log(Protocol):
         """Topics and their numbers of partitions. Raises Unreachable."""
         ...
 
-    def create(self, topic: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
+    def create(
+        self, topic: str, partitions: int, settings: Mapping[str, str] | None = None
+    ) -> None:
         """Create a topic if it is not there. Raises Unreachable, ConfigError."""
         ...
 

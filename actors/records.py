@@ -79,6 +79,4 @@ class Records:
 def empty_records(channels: int) -> Records:
     """A batch of nothing."""
     i32, i64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return Records(
-        i32, i64, i64, np.zeros((0, channels)), np.zeros(0, np.uint8), i64, i32
-    )
+    return Records(i32, i64, i64, np.zeros((0, channels)), np.zeros(0, np.uint8), i64, i32)

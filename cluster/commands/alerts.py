@@ -85,16 +85,14 @@ def parsed(value: bytes | None) -> dict[str, Any]:
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """One line about an alert: when, what, whose, how unlikely, why."""
+    """One line about an alert: when, state, whose, why in words, and its id."""
     if "text" in found and "id" not in found:
         return str(found["text"])
-    when = found.get("at_ms", found.get("since_ms"))
+    when = found.get("at_ms")
     parts = [moment(when) if isinstance(when, int) else "-"]
-    parts += [str(found.get(name, "-")) for name in ("state", "detector", "key")]
-    p = found.get("p")
-    parts.append(f"p={p:.3g}" if isinstance(p, float) else "p=-")
-    parts += [str(found[name]) for name in ("what", "why", "id") if found.get(name)]
-    return "  ".join(parts)
+    parts += [str(found.get(name) or "-") for name in ("state", "detector", "key", "words", "id")]
+    kind = found.get("run_kind")
+    return "  ".join(parts) + (f"  ({kind})" if kind not in (None, "live") else "")
 
 
 def moment(ms: int) -> str:

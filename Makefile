@@ -1,0 +1,73 @@
+# Everything a person or a machine does with this repository. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo dev check test bench kafka docs format clean
+
+help: ## List what can be made
+	@echo "New here? make demo"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Stamps: a virtual environment is right when it is younger than what it was made from.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here: install Python 3.11, or make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	@# Kernels are compiled now, so that the first batch of a stream does not wait for it.
+	$(BIN)/python -c 'from raywatch.models.warm import warm; warm()'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.run ## Watch a small world on this machine: no Java, no broker
+	$(BIN)/raywatch demo
+
+dev: $(VENV)/.dev ## Make .venv with everything for work on raywatch
+
+check: dev ## Lint, format and types, without tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: dev needs ## Run every test, real Kafka and browser included
+	$(BIN)/python -m pytest
+
+bench: dev ## Measure, and compare with the floors
+	$(BIN)/python bench/floors.py
+
+kafka: dev needs ## Start Apache Kafka on 127.0.0.1:9092 (the first time, fetch it)
+	$(BIN)/python tools/kafka.py start .kafka/local
+	@echo "stop it: $(BIN)/python tools/kafka.py stop .kafka/local"
+
+docs: dev ## Write the pages that are made from the code
+	$(BIN)/python -m raywatch.cluster.reference
+
+format: dev ## Put files into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and outputs
+	rm -rf $(VENV) build out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What tests want of the machine. Each line says what to install.
+.PHONY: needs
+needs:
+	@missing=0; \
+	need() { command -v "$$1" >/dev/null || [ -x "/usr/sbin/$$1" ] || { echo "error: $$1 is missing: install $$2"; missing=1; }; }; \
+	need java "a JDK, 17 or newer (Debian: default-jdk-headless)"; \
+	need mvn "Maven (Debian: maven)"; \
+	need chromium "Chromium (Debian: chromium)"; \
+	need sshd "an SSH server (Debian: openssh-server)"; \
+	need rsync "rsync"; \
+	need ip "iproute2"; \
+	[ $$missing = 0 ] || exit 2
