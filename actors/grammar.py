@@ -13,7 +13,8 @@ Numbers: up to 18 digits; exact products and quotients where both operands are e
 else the algorithm of Eisel and Lemire (Lemire 2021, "Number parsing at a gigabyte per second"),
 for powers of ten within +-POWER_MAX.
 
-Compiled callers are cached by the date of their own file: after a change here, touch scan.py.
+Compiled callers are cached by the date of their own file, so a change here must show in scan.py:
+GRAMMAR there names this file's hash, and a test holds it to that.
 """
 # ruff: noqa: PLR0912 - grammars are ifs, and each ends in its own answer.
 
@@ -222,6 +223,11 @@ def _value(mantissa: int, exponent: int) -> float:
         return mantissa * _TENS[exponent]
     if mantissa == 0:
         return 0.0
+    while exponent < 0 and mantissa % 10 == 0:  # 1234567890123456.0 is exact without its .0
+        mantissa //= 10
+        exponent += 1
+    if mantissa <= 9007199254740992 and -22 <= exponent <= 0:
+        return mantissa / _TENS[-exponent]
     if -POWER_MAX <= exponent <= POWER_MAX:
         return _rounded(mantissa, exponent)
     return -1.0

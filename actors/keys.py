@@ -154,6 +154,7 @@ def _place(old: I64, cells: I64) -> None:
 
 @njit(cache=True, nogil=True)
 def _equal(arena: U8, known: int, text: U8, begin: int, size: int) -> bool:
+    """Whether `size` bytes are the same in both."""
     k = 0
     while k < size and arena[known + k] == text[begin + k]:
         k += 1
@@ -190,8 +191,8 @@ def _ahead(
         touched += slots[max(slot, 0), 0]
     for index in range(last - first):
         slot = cells[hashes[index] & mask, 0]
-        touched += arena[slots[max(slot, 0), 0]]
-    return touched
+        touched += np.int64(arena[slots[max(slot, 0), 0]])
+    return int(touched)
 
 
 @njit(cache=True, nogil=True)

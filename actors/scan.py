@@ -40,6 +40,7 @@ from raywatch.actors.grammar import (
 )
 from raywatch.models.scorer import F64, I32, I64, U8
 
+GRAMMAR = "260a303fadbd"  # SHA-256 of grammar.py, its beginning: new code there, a new cache here
 OK, ASK = 0, 1  # status of a record
 KEY, TIME, UNWANTED, ASK_NAME = -1, -2, -3, -4  # roles of a field; 0 and above are channels
 LAYOUT_MAX = 1_024  # fields a record may have; their names are remembered
