@@ -6,8 +6,7 @@ one offset in every partition it wrote to, and an aborted one leaves holes.
 
 `EmbeddedBroker` has plain picklable calls, so it may live in this process or behind an actor.
 It never waits: clients ask again, at most every 20 ms. Unlike Kafka it forgets everything when its
-process ends, keeps no headers (no Source hands them out), and does not end an open transaction by
-itself: `transact` leaves none open.
+process ends, and does not end an open transaction by itself: `transact` leaves none open.
 """
 
 import threading
@@ -22,7 +21,7 @@ import numpy as np
 
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.fetching import Gathered
-from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Out, Partition, Source
+from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Headers, Out, Partition, Source
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 
 RECORDS_MAX = 500_000  # Most records a partition keeps.
@@ -61,6 +60,7 @@ class Slice(NamedTuple):
     time_ms: "array[int]"
     values: list[bytes | None]
     keys: list[bytes | None]
+    headers: list[Headers]
     position: int
 
 
@@ -72,6 +72,7 @@ class _Partition:
     time_ms: "array[int]" = field(default_factory=lambda: array("q"))
     values: list[bytes | None] = field(default_factory=list[bytes | None])
     keys: list[bytes | None] = field(default_factory=list[bytes | None])
+    headers: list[Headers] = field(default_factory=list[Headers])
     low: int = 0  # first offset that is retained
     end: int = 0  # next offset to be written
     size: int = 0  # bytes of keys and values
@@ -82,19 +83,20 @@ class _Partition:
         """Last stable offset: nothing at or beyond it may be read."""
         return min(self.open.values(), default=self.end)
 
-    def append(self, key: bytes, value: bytes, time_ms: int) -> None:
+    def append(self, out: Out, time_ms: int) -> None:
         self.offset.append(self.end)
         self.time_ms.append(time_ms)
-        self.keys.append(key)
-        self.values.append(value)
-        self.size += len(key) + len(value)
+        self.keys.append(out.key)
+        self.values.append(out.value)
+        self.headers.append(out.headers)
+        self.size += len(out.key) + len(out.value)
         self.end += 1
 
     def drop(self, first: int, last: int) -> None:
         """Forget the records at indices [first, last)."""
         gone = zip(self.keys[first:last], self.values[first:last], strict=True)
         self.size -= sum(len(k or b"") + len(v or b"") for k, v in gone)
-        for column in (self.offset, self.time_ms, self.values, self.keys):
+        for column in (self.offset, self.time_ms, self.values, self.keys, self.headers):
             del column[first:last]
 
     def retain(self, records_max: int, bytes_max: int) -> None:
@@ -190,6 +192,7 @@ class EmbeddedBroker:
                     log.time_ms[first:last],
                     log.values[first:last],
                     log.keys[first:last] if keys else [],
+                    log.headers[first:last] if keys else [],
                     stable if whole else log.offset[last - 1] + 1,
                 )
                 limit -= last - first
@@ -288,7 +291,7 @@ class EmbeddedBroker:
             wrote.setdefault(partition, []).append(log.end)
             if lane:
                 log.open.setdefault(lane, log.end)
-            log.append(o.key, o.value, now)
+            log.append(o, now)
         for partition in wrote:
             self._topics[partition.topic][partition.number].retain(
                 self._records_max, self._bytes_max
@@ -381,6 +384,7 @@ class EmbeddedSource:
                         np.array(part.time_ms, np.int64),
                         part.values,
                         part.keys,
+                        part.headers,
                     )
             left = deadline - self._clock.monotonic()
             if len(gathered) >= limit or left <= 0.0:

@@ -1,8 +1,10 @@
 """Chunks of records become one batch of columns."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from raywatch.actors.ports import Fetched
+from raywatch.actors.ports import Fetched, Headers
 from raywatch.models.scorer import I32, I64
 
 
@@ -15,6 +17,7 @@ class Gathered:
         self._time_ms: list[I64] = []
         self._values: list[bytes | None] = []
         self._keys: list[bytes | None] = []
+        self._headers: list[Headers] = []
 
     def __len__(self) -> int:
         return len(self._values)
@@ -26,14 +29,16 @@ class Gathered:
         time_ms: I64,
         values: list[bytes | None],
         keys: list[bytes | None],
+        headers: Sequence[Headers] = (),
     ) -> None:
-        """Take the columns of some records, at least one; `keys` is empty if nobody asked."""
+        """Take columns of some records, at least one; keys and headers only if they are asked."""
         assert len(partition) == len(offset) == len(time_ms) == len(values) > 0, len(values)
         self._partition.append(partition)
         self._offset.append(offset)
         self._time_ms.append(time_ms)
         self._values += values
         self._keys += keys
+        self._headers += headers
 
     def fetched(self) -> Fetched:
         """Everything that was added, in that order."""
@@ -46,4 +51,5 @@ class Gathered:
             np.concatenate(self._time_ms),
             self._values,
             self._keys,
+            self._headers,
         )

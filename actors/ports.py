@@ -37,6 +37,9 @@ class Bounds(NamedTuple):
     end: int
 
 
+Headers = tuple[tuple[str, bytes], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """Records as they came, one entry a record in each column; N may be 0.
@@ -49,9 +52,7 @@ class Fetched:
     time_ms: I64  # (N,) the log's own timestamp, -1 where it has none
     values: list[bytes | None]  # (N,) None is a tombstone
     keys: list[bytes | None]  # (N,), or empty where the source was opened without keys
-    headers: list[tuple[tuple[str, bytes], ...]] = field(  # (N,), or empty, like keys
-        default_factory=lambda: []
-    )
+    headers: list[Headers] = field(default_factory=list[Headers])  # (N,), or empty, like keys
 
     def __len__(self) -> int:
         return len(self.values)
@@ -64,7 +65,7 @@ class Out:
     topic: str
     key: bytes
     value: bytes
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
 
 class Source(Protocol):
@@ -141,7 +142,7 @@ class Log(Protocol):
     def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Source:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
-        `keys` asks for keys and headers (empty `group`: a reader that only looks).
+        `keys` asks for keys and headers; an empty `group` is one that only looks.
         """
         ...
 

@@ -5,8 +5,10 @@ has an embedded and a Kafka implementation with tests of their own: here it only
 """
 
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ from raywatch.models.errors import ConfigError, Refused, Unreachable
 
 LOCAL = Path(__file__).parent.parent / "configs" / "local.yaml"
 ROOT = LOCAL.parent.parent
+SCRIPT = Path(sys.executable).parent / "raywatch"
+
+
+def raywatch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=60, check=False)
 
 
 @dataclass
@@ -261,3 +268,51 @@ def test_fields_are_learned_from_the_newest_records(config: Config) -> None:
 def test_an_embedded_log_cannot_be_reached_from_outside() -> None:
     with pytest.raises(ConfigError, match="nobody else can reach it"):
         open_log(load(ROOT / "configs" / "demo.yaml"))
+
+
+# ---- against real brokers -------------------------------------------------------------------
+
+
+@pytest.mark.kafka
+def test_check_lag_and_tails_work_against_real_brokers(
+    kafka: Any, topic: Callable[[str], str], tmp_path: Path
+) -> None:
+    from raywatch.actors.kafka import KafkaLog
+
+    events, path = topic("events"), tmp_path / "it.yaml"
+    name = topic("hosts")
+    path.write_text(
+        LOCAL.read_text()
+        .replace("127.0.0.1:9092", kafka.bootstrap)
+        .replace("[events]", f"[{events}]")
+        .replace("name: hosts", f"name: {name}\n    lanes: 2")
+    )
+    log = KafkaLog(kafka.bootstrap)
+    log.create(events, 2)
+    log.create(f"{name}.rejects", 1)
+    log.create(f"{name}.alerts", 1)
+    log.write([Out(events, b"a", b'{"host": "a", "cpu": 1.5, "mem": 2}')])
+    headers = (("reason", b"not JSON"), ("topic", events.encode()), ("offset", b"7"))
+    log.write([Out(f"{name}.rejects", b"k", b"{x", headers)])
+    log.write([Out(f"{name}.alerts", b"a", b'{"id": "a1", "key": "a", "at_ms": 0}')])
+    try:
+        assert sample_fields(log, load(path).detectors[0]) == ["cpu", "mem"]
+    finally:
+        log.close()
+
+    ran = raywatch("check", str(path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "✓ transactions work: exactly once" in ran.stdout
+    assert f"✓ {name}: 2 partitions in 2 lanes" in ran.stdout
+
+    ran = raywatch("lag", str(path), "--over", "0.5", "--json")
+    rows = json.loads(ran.stdout)["partitions"]
+    assert [row["state"] for row in rows] == ["unknown", "unknown"]  # nobody ever committed
+
+    ran = raywatch("alerts", "tail", str(path), "--json")
+    found = json.loads(ran.stdout)
+    assert (found["id"], found["log"]) == ("a1", {"partition": f"{name}.alerts/0", "offset": 0})
+
+    ran = raywatch("rejects", "tail", str(path), "--json")
+    found = json.loads(ran.stdout)
+    assert (found["reason"], found["offset"], found["preview"]) == ("not JSON", 7, "{x")
