@@ -4,9 +4,9 @@ A Source assigns partitions itself and never joins a group, so nothing but the t
 a lane's Sink fences: open the Sink first, then read what is committed, then assign.
 
 librdkafka may not know how a transaction ended: a Sink that failed is never used again. Releases
-after 2.8 were seen to hang in `send_offsets_to_transaction`: hence `calling_since`, and the pin
-of confluent-kafka 2.9.0. A producer whose transaction outlived `transaction.timeout.ms` is told
-that it was fenced: a process that stood still that long cannot know better, and gives way.
+after 2.8 hang in `send_offsets_to_transaction` at times: hence `calling_since` and the pin of
+confluent-kafka 2.9.0. Who stands still for `transaction.timeout.ms` is told he was fenced. What is
+committed is durable, but brokers may take some ms to show it: `Source.committed` waits for that.
 """
 
 import threading
@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from operator import attrgetter, itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
@@ -23,16 +24,16 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from raywatch.actors import kafka_rules as rules
 from raywatch.actors.fetching import Gathered
-from raywatch.actors.kafka_rules import ANSWER_S, CALL_S, OPEN_S
+from raywatch.actors.kafka_rules import ANSWER_S, CALL_S
 from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition, Source
 from raywatch.models.errors import Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import I32
 
-T = TypeVar("T")
 Settings = Mapping[str, str] | None
 Offsets = Mapping[Partition, Committed]
-Failed = list[tuple[str, ck.KafkaError]]  # topic and reason of records that were not delivered
 
+FAILURE = ck.KafkaException
+LOOKER = "raywatch.look"  # Who reads without a group: librdkafka aborts on an empty one.
 CHUNK = 500  # Messages alive at once: the garbage collector walks each of them.
 PROBE = "raywatch.probe"  # One id for ever: brokers remember each for a week.
 
@@ -45,49 +46,44 @@ def _offsets(offsets: Offsets) -> list[ck.TopicPartition]:
     return [ck.TopicPartition(p.topic, p.number, c.offset, c.note) for p, c in offsets.items()]
 
 
-def _found(answers: Iterable[ck.TopicPartition]) -> dict[Partition, Committed]:
-    return {
-        Partition(a.topic, a.partition): Committed(a.offset, a.metadata or "")
-        for a in answers
-        if a.offset >= 0 and a.error is None
-    }
-
-
 def _checked(answers: list[ck.TopicPartition]) -> list[ck.TopicPartition]:
     """Answers without errors. Raises KafkaException for the first one."""
-    for answer in answers:
-        if answer.error is not None:
-            raise ck.KafkaException(answer.error)
+    for error in (a.error for a in answers if a.error is not None):
+        raise FAILURE(error)
     return answers
 
 
-def _patient(ask: Callable[[float], T], deadline: float) -> T:
-    """Repeat the very same call until it succeeds, fails for good or time is over.
+class _Writer:
+    """A producer, the topics it knows and the records it could not deliver."""
 
-    Raises KafkaException. `ask` gets the seconds that are left.
-    """
-    while True:
-        try:
-            return ask(rules.left(deadline))
-        except ck.KafkaException as raised:
-            if not rules.again(raised.args[0], deadline):
-                raise
+    def __init__(self, log: "KafkaLog", **fixed: Any) -> None:
+        failed = self.failed = list[tuple[str, ck.KafkaError]]()  # at most one entry a record
+        self._known: set[str] = set()
 
+        def undelivered(error: ck.KafkaError, message: Any) -> None:
+            failed.append((message.topic(), error))
 
-def _produce(producer: Any, out: Sequence[Out], deadline: float, failed: Failed) -> None:
-    """Queue records, waiting while the queue is full. Raises KafkaException, and notes it."""
-    for topic, key, value, headers in map(attrgetter("topic", "key", "value", "headers"), out):
-        while True:
-            try:
-                producer.produce(topic, value, key, headers=list(headers) or None)
-                break
-            except BufferError:
-                if time.monotonic() > deadline:
-                    raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from None
-                producer.poll(rules.PAUSE_S)
-            except ck.KafkaException as raised:
-                failed.append((topic, raised.args[0]))
-                raise
+        fixed |= {**rules.WRITER_RULES, "on_delivery": undelivered}
+        self.client: Any = ck.Producer(log.settings(rules.WRITER, fixed))
+
+    def produce(self, out: Sequence[Out], deadline: float) -> None:
+        """Queue records, waiting while the queue is full. Raises KafkaException, and notes it."""
+        for topic in {o.topic for o in out} - self._known:
+            # Left to itself the client asks at its next full second.
+            self.client.list_topics(topic, rules.left(deadline))
+            self._known.add(topic)
+        for topic, key, value, headers in map(attrgetter("topic", "key", "value", "headers"), out):
+            while True:
+                try:
+                    self.client.produce(topic, value, key, headers=list(headers) or None)
+                    break
+                except BufferError:
+                    if time.monotonic() > deadline:
+                        raise FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from None
+                    self.client.poll(rules.PAUSE_S)
+                except FAILURE as raised:
+                    self.failed.append((topic, raised.args[0]))
+                    raise
 
 
 class KafkaSource:
@@ -99,24 +95,22 @@ class KafkaSource:
         self._log, self._group, self._keys = log, group, keys
         self._partitions = tuple(partitions)
         self._ear = rules.Ear(log.bootstrap)
-        fixed = {**rules.READER_RULES, "group.id": group, "error_cb": self._ear}
+        fixed = {**rules.READER_RULES, "group.id": group or LOOKER, "error_cb": self._ear}
         self._consumer: Any = ck.Consumer(log.settings(rules.READER, fixed))
-        self._closed = False
         self._table = rules.table(self._partitions)
         # Plain tuples and Partitions are equal and hash alike.
         self._index: dict[tuple[str, int], int] = {p: i for i, p in enumerate(self._partitions)}
 
     def committed(self, deadline: float | None = None) -> dict[Partition, Committed]:
         """See `Source`; `deadline` is monotonic."""
-        deadline = time.monotonic() + OPEN_S if deadline is None else deadline
-        asked = _asked(self._partitions)
+        deadline = deadline or time.monotonic() + rules.STABLE_S
+        asked, ask = _asked(self._partitions), self._consumer.committed
         try:
-            return _found(
-                _patient(lambda wait: _checked(self._consumer.committed(asked, wait)), deadline)
-            )
-        except ck.KafkaException as raised:
+            answers = rules.patient(lambda wait: _checked(ask(asked, wait)), deadline, FAILURE)
+        except FAILURE as raised:
             self._ear.check()
             return rules.not_said(raised.args[0], self._group)
+        return rules.found(answers)
 
     def bounds(self) -> dict[Partition, Bounds]:
         """See `Source`."""
@@ -130,6 +124,10 @@ class KafkaSource:
         """See `Source`."""
         rules.check_retained(begin, self.bounds())
         self._consumer.assign([ck.TopicPartition(p.topic, p.number, o) for p, o in begin.items()])
+        for topic in {p.topic for p in begin}:
+            # Left to itself the client asks for leaders at its next full second.
+            with suppress(FAILURE):
+                self._consumer.list_topics(topic, ANSWER_S)
 
     def fetch(self, limit: int, wait_s: float) -> Fetched:
         """See `Source`. Chunk by chunk, so that few messages live at once."""
@@ -150,11 +148,12 @@ class KafkaSource:
                     np.fromiter(stamps, np.int64, count),
                     list(map(ck.Message.value, messages)),
                     list(map(ck.Message.key, messages)) if self._keys else [],
+                    [tuple(m.headers() or ()) for m in messages] if self._keys else [],
                 )
             if not full and time.monotonic() >= deadline:
                 break
         if not len(gathered):
-            self._ear.check()
+            self._ear.check(lasting_s=10.0)
         return gathered.fetched()
 
     def position(self) -> dict[Partition, int]:
@@ -169,15 +168,13 @@ class KafkaSource:
     def commit(self, offsets: Offsets, deadline: float) -> list[Partition]:
         """Commit without a transaction, forward only; returns where somebody else is ahead."""
         there = self.committed(deadline)
-        ahead = [p for p, c in offsets.items() if p in there and there[p].offset > c.offset]
+        ahead = [p for p, c in offsets.items() if there.get(p, c).offset > c.offset]
         forward = _offsets({p: c for p, c in offsets.items() if p not in ahead})
+        commit = partial(self._consumer.commit, offsets=forward, asynchronous=False)
         try:
             if forward:
-                _patient(
-                    lambda _: _checked(self._consumer.commit(offsets=forward, asynchronous=False)),
-                    deadline,
-                )
-        except ck.KafkaException as raised:
+                rules.patient(lambda _: _checked(commit()), deadline, FAILURE)
+        except FAILURE as raised:
             if raised.args[0].code() == ck.KafkaError.UNKNOWN_MEMBER_ID:
                 raise rules.foreign(self._group) from raised
             raise
@@ -185,9 +182,8 @@ class KafkaSource:
 
     def close(self) -> None:
         """See `Source`."""
-        if not self._closed:
-            self._closed = True
-            self._consumer.close()
+        consumer, self._consumer = self._consumer, None
+        rules.end(consumer)
 
     def _indices(self, messages: list[Any], count: int) -> I32:
         numbers = map(ck.Message.partition, messages)
@@ -219,9 +215,8 @@ class KafkaSink:
         self._log, self._lane, self._group = log, lane, group
         self._exactly_once = exactly_once
         self._ear = rules.Ear(log.bootstrap)
-        self._producer: Any = None
+        self._writer: _Writer | None = None
         self._since: float | None = None
-        self._failed: Failed = []  # at most one entry a record: a Sink that failed is spent
         self._deadline = 0.0
 
     @property
@@ -230,84 +225,74 @@ class KafkaSink:
         return self._exactly_once
 
     def calling_since(self) -> float | None:
-        """See `Sink`; no call may take longer than `OPEN_S`."""
+        """See `Sink`; no call may take longer than `CALL_S`."""
         return self._since
 
     def open(self) -> None:
         """See `Sink`."""
-        error = self.attempt()
-        if error is not None:
+        if (error := self.attempt()) is not None:
             raise rules.not_opened(error, self._lane)
 
     def attempt(self) -> ck.KafkaError | None:
         """Take the lane; the error if brokers refused or did not answer."""
-        assert self._producer is None, f"lane {self._lane} was opened before"
-        fixed = {**rules.WRITER_RULES, "error_cb": self._ear, "on_delivery": self._undelivered}
+        assert self._writer is None, f"lane {self._lane} was opened before"
+        fixed: dict[str, Any] = {"error_cb": self._ear}
         if self._exactly_once:
             fixed |= {"transactional.id": self._lane, "transaction.timeout.ms": int(CALL_S * 1000)}
-        producer = ck.Producer(self._log.settings(rules.WRITER, fixed))
-        if self._exactly_once:
-            self._deadline = time.monotonic() + OPEN_S
-            try:
-                self._repeat(producer.init_transactions)
-            except ck.KafkaException as raised:
-                self._call(producer.poll, 0)  # lets the ear hear
-                self._ear.check()
-                return raised.args[0]
-        self._producer = producer
+        writer = _Writer(self._log, **fixed)
+        self._deadline = time.monotonic() + rules.OPEN_S
+        try:
+            if self._exactly_once:
+                self._repeat(writer.client.init_transactions)
+        except FAILURE as raised:
+            self._call(writer.client.poll, 0)  # lets the ear hear
+            self._ear.check()
+            return raised.args[0]
+        self._writer = writer
         return None
 
     def transact(self, out: Sequence[Out], offsets: Offsets, source: Source) -> None:
         """See `Sink`. With nothing to write and commit no broker is asked: a zombie stays one."""
-        assert self._producer is not None, f"lane {self._lane}: not opened, or spent"
+        assert self._writer is not None, f"lane {self._lane}: not opened, or spent"
         assert isinstance(source, KafkaSource), type(source)
         if not out and not offsets:
             return
-        producer, self._producer = self._producer, None
+        writer, self._writer = self._writer, None
         self._deadline = time.monotonic() + CALL_S
         try:
+            self._call(writer.client.poll, 0)
             if self._exactly_once:
-                self._transaction(producer, out, offsets, source)
+                self._call(writer.client.begin_transaction)
+            self._call(writer.produce, out, self._deadline)
+            if self._exactly_once:
+                self._commit(writer, offsets, source)
             else:
-                self._in_order(producer, out, offsets, source)
-        except ck.KafkaException as raised:
-            raise self._spent(producer, raised.args[0]) from raised
+                self._flush(writer, offsets, source)
+        except FAILURE as raised:
+            raise self._spent(writer, raised.args[0]) from raised
         except SystemError as raised:  # flush() of a producer that failed fatally, some releases
             raise LaneLost(f"lane `{self._lane}`: the client broke: {raised}") from raised
-        self._producer = producer
+        self._writer = writer
 
     def close(self) -> None:
         """See `Sink`."""
-        self._producer = None
+        writer, self._writer = self._writer, None
+        rules.end(writer)
 
-    def _transaction(
-        self, producer: Any, out: Sequence[Out], offsets: Offsets, source: KafkaSource
-    ) -> None:
-        self._call(producer.begin_transaction)
-        self._call(_produce, producer, out, self._deadline, self._failed)
+    def _commit(self, writer: _Writer, offsets: Offsets, source: KafkaSource) -> None:
+        client, theirs, group = writer.client, _offsets(offsets), source.group_metadata()
         if offsets:
-            theirs, group = _offsets(offsets), source.group_metadata()
-            self._repeat(lambda wait: producer.send_offsets_to_transaction(theirs, group, wait))
-        self._repeat(producer.commit_transaction)
+            self._repeat(lambda wait: client.send_offsets_to_transaction(theirs, group, wait))
+        self._repeat(client.commit_transaction)
 
-    def _in_order(
-        self, producer: Any, out: Sequence[Out], offsets: Offsets, source: KafkaSource
-    ) -> None:
+    def _flush(self, writer: _Writer, offsets: Offsets, source: KafkaSource) -> None:
         """At least once: everything is written before anything is committed."""
-        self._call(_produce, producer, out, self._deadline, self._failed)
-        waiting = self._call(producer.flush, rules.left(self._deadline))
-        if self._failed:
-            raise ck.KafkaException(self._failed[0][1])
-        if waiting:
-            raise LaneLost(
-                f"{waiting} records of lane `{self._lane}` not written in {CALL_S:.0f} s"
-            )
+        waiting = self._call(writer.client.flush, rules.left(self._deadline))
+        if writer.failed or waiting:
+            raise FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT))
         ahead = self._call(source.commit, offsets, self._deadline)
         if ahead:
             raise Fenced(f"lane `{self._lane}`: somebody committed further in `{ahead[0]}`")
-
-    def _undelivered(self, error: ck.KafkaError, message: Any) -> None:
-        self._failed.append((message.topic(), error))
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self._since = time.monotonic()
@@ -317,22 +302,20 @@ class KafkaSink:
             self._since = None
 
     def _repeat(self, function: Callable[[float], Any]) -> None:
-        _patient(lambda wait: self._call(function, wait), self._deadline)
+        rules.patient(lambda wait: self._call(function, wait), self._deadline, FAILURE)
 
-    def _spent(self, producer: Any, error: ck.KafkaError) -> Exception:
+    def _spent(self, writer: _Writer, error: ck.KafkaError) -> Exception:
         """Clean up after a failed transaction; what it means for the lane."""
         faults: list[rules.Fault] = [error]
         try:
-            self._call(producer.poll, 0)  # delivery reports say more than the error
+            self._call(writer.client.poll, 0)  # delivery reports say more than the error
             if error.txn_requires_abort() or error.code() == ck.KafkaError._FATAL:
                 self._deadline = time.monotonic() + rules.ABORT_S
-                self._repeat(producer.abort_transaction)
-        except ck.KafkaException as raised:
+                self._repeat(writer.client.abort_transaction)
+        except FAILURE as raised:
             faults.append(raised.args[0])
-        except SystemError:
-            pass  # as in `transact`: nothing more can be learnt
         self._ear.check()
-        return rules.spent(self._lane, faults, list(self._failed))
+        return rules.spent(self._lane, faults, list(writer.failed))
 
 
 class KafkaLog:
@@ -353,8 +336,7 @@ class KafkaLog:
         self._ear = rules.Ear(bootstrap)
         self._client: Any = None  # Kept: answers never arrive once it is collected.
         self._writing = threading.Lock()
-        self._writer: Any = None
-        self._failed: Failed = []  # of the writer at hand
+        self._writer: _Writer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuilt, (self.bootstrap, self._settings, self._exactly_once))
@@ -384,8 +366,7 @@ class KafkaLog:
 
         Only a clear refusal is a no: a coordinator that is slow today is Unreachable.
         """
-        error = KafkaSink(self, PROBE, PROBE, exactly_once=True).attempt()
-        if error is None:
+        if (error := KafkaSink(self, PROBE, PROBE, exactly_once=True).attempt()) is None:
             return None
         if rules.passing(error):
             raise rules.not_opened(error, PROBE)
@@ -424,7 +405,7 @@ class KafkaLog:
             for asked, future in futures.items():
                 try:
                     offsets[Partition(asked.topic, asked.partition)] = _answer(future).offset
-                except ck.KafkaException as raised:
+                except FAILURE as raised:
                     silent += rules.passing(raised.args[0])
             if silent == len(futures):
                 raise self._silent()
@@ -444,10 +425,12 @@ class KafkaLog:
             return _answer(listed[group])
 
         try:
-            return _found(_patient(ask, time.monotonic() + ANSWER_S).topic_partitions)
-        except ck.KafkaException as raised:
-            self._silent()
+            answer = rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE)
+        except FAILURE as raised:
+            if rules.passing(raised.args[0]):
+                raise self._silent() from raised
             return rules.not_said(raised.args[0], group)
+        return rules.found(answer.topic_partitions)
 
     def members(self, group: str) -> list[str]:
         """See `Log`."""
@@ -465,30 +448,22 @@ class KafkaLog:
         """See `Log`. One call at a time; a record that cannot be written is a ConfigError."""
         deadline = time.monotonic() + CALL_S
         with self._writing:
-            producer, self._writer = self._writer or self._new_writer(), None
+            writer = self._writer or _Writer(self, error_cb=self._ear)
+            self._writer = None  # kept again if nothing fails: what it holds is known then
             waiting = len(out)
-            with suppress(ck.KafkaException, SystemError):  # judged by what was not delivered
-                _produce(producer, out, deadline, self._failed)
-                waiting = producer.flush(rules.left(deadline))
-            if self._failed and self._failed[0][1].name() in rules.UNWRITABLE:
-                raise rules.unwritable(*self._failed[0])
-            if self._failed or waiting:
+            with suppress(FAILURE, SystemError):  # judged by what was not delivered
+                writer.produce(out, deadline)
+                waiting = writer.client.flush(rules.left(deadline))
+            if writer.failed and writer.failed[0][1].name() in rules.UNWRITABLE:
+                raise rules.unwritable(*writer.failed[0])
+            if writer.failed or waiting:
                 raise self._ear.silent(CALL_S)
-            self._writer = producer  # only one without failures: what it holds is known
+            self._writer = writer
 
     def close(self) -> None:
         """See `Log`."""
         with self._lock, self._writing:
             self._client = self._writer = None
-
-    def _new_writer(self) -> Any:
-        failed = self._failed = Failed()
-
-        def undelivered(error: ck.KafkaError, message: Any) -> None:
-            failed.append((message.topic(), error))
-
-        fixed = {**rules.WRITER_RULES, "error_cb": self._ear, "on_delivery": undelivered}
-        return ck.Producer(self.settings(rules.WRITER, fixed))
 
     @property
     def _admin(self) -> Any:
@@ -506,7 +481,7 @@ class KafkaLog:
         """Turns the client's errors into ours; the code `but` is no error."""
         try:
             yield
-        except ck.KafkaException as raised:
+        except FAILURE as raised:
             error: ck.KafkaError = raised.args[0]
             if rules.passing(error):
                 raise self._silent() from raised
@@ -519,7 +494,7 @@ def _answer(future: Future[Any]) -> Any:
     try:
         return future.result(ANSWER_S + 1.0)
     except TimeoutError as raised:
-        raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from raised
+        raise FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from raised
 
 
 def _rebuilt(bootstrap: str, settings: dict[str, str], exactly_once: bool | None) -> KafkaLog:

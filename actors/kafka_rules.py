@@ -5,9 +5,10 @@ and group rights look like time-outs. So `Ear` listens to what the client says o
 hints name the right that may be missing. Errors are known by the names the client gives them.
 """
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,11 +16,15 @@ from raywatch.actors.ports import Bounds, Committed, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, RaywatchError, Unreachable
 from raywatch.models.scorer import I32
 
+T = TypeVar("T")
+
 ANSWER_S = 10.0  # One administrative question, retries included.
 OPEN_S = 20.0  # Taking a lane: electing a coordinator anew takes up to ~15 s.
+STABLE_S = 30.0  # Waiting for committed offsets: a dead holder's transaction ends after 20 s.
 CALL_S = 20.0  # One transaction, from begin to durable.
 ABORT_S = 5.0  # Undoing one that failed.
 PAUSE_S = 0.05  # Between two tries.
+STREAK_S = 15.0  # Reports that are further apart are not about the same trouble.
 
 CLIENT = {"log_level": 2, "socket.timeout.ms": 10_000, "reconnect.backoff.max.ms": 1_000}
 READER = {
@@ -44,6 +49,7 @@ READER_RULES = {
 WRITER = {
     **CLIENT,
     "linger.ms": 5,
+    "retry.backoff.ms": 20,  # A transaction right after another one is told to wait a moment.
     "compression.type": "lz4",
     "message.max.bytes": 16_777_216,  # The broker's limit decides; batches end at 1 MB anyway.
     "queue.buffering.max.kbytes": 131_072,
@@ -83,9 +89,9 @@ def table(partitions: Sequence[Partition]) -> I32 | None:
     """Index by partition number, -1 elsewhere; None for partitions of several topics."""
     if len({p.topic for p in partitions}) != 1:
         return None
-    found = np.full(max(p.number for p in partitions) + 1, -1, np.int32)
-    found[[p.number for p in partitions]] = np.arange(len(partitions))
-    return found
+    indices = np.full(max(p.number for p in partitions) + 1, -1, np.int32)
+    indices[[p.number for p in partitions]] = np.arange(len(partitions))
+    return indices
 
 
 class Fault(Protocol):
@@ -122,23 +128,64 @@ def again(fault: Fault, deadline: float) -> bool:
     return True
 
 
+def patient(ask: Callable[[float], T], deadline: float, failure: type[Exception]) -> T:
+    """Repeat the very same call until it succeeds, fails for good or time is over.
+
+    Args:
+        ask: the call; gets the seconds that are left.
+        deadline: monotonic.
+        failure: what the client raises, with a Fault as its first argument; the last one stays.
+    """
+    while True:
+        try:
+            return ask(left(deadline))
+        except failure as raised:
+            if not again(raised.args[0], deadline):
+                raise
+
+
+def end(client: Any) -> None:
+    """Let a client go, if there is one, in the background: ending one takes up to a second."""
+    close = getattr(client, "close", None)
+    # A producer has no `close`, it ends with its last reference: that is then the thread's.
+    if client is not None:
+        arguments = () if close else (client,)
+        threading.Thread(target=close or id, args=arguments, daemon=True).start()
+
+
+def found(answers: Iterable[Any]) -> dict[Partition, Committed]:
+    """Committed offsets out of the client's TopicPartitions."""
+    return {
+        Partition(a.topic, a.partition): Committed(a.offset, a.metadata or "")
+        for a in answers
+        if a.offset >= 0 and a.error is None
+    }
+
+
 class Ear:
-    """Hears what a client reports on the side: bad credentials, brokers that are down."""
+    """Hears what a client reports on the side: bad credentials, brokers that are down.
+
+    One report may be a password that is being changed; clients try again every second or so.
+    """
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
         self._last = ""
         self._final = ""
+        self._since = self._at = float("-inf")  # begin and end of being turned away
 
     def __call__(self, fault: Fault) -> None:
         """Called by the client, within its own calls."""
         self._last = fault.str()
         if fault.name() in TURNED_AWAY:
-            self._final = fault.str()
+            now = time.monotonic()
+            if now - self._at > STREAK_S:
+                self._since = now
+            self._final, self._at = fault.str(), now
 
-    def check(self) -> None:
-        """Raises ConfigError once the brokers turned this client away."""
-        if self._final:
+    def check(self, lasting_s: float = 0.0) -> None:
+        """Raises ConfigError if the brokers turn this client away, for at least so long."""
+        if time.monotonic() - self._at < STREAK_S and self._at - self._since >= lasting_s:
             raise ConfigError(
                 f"Kafka at `{self._bootstrap}` turned this client away: {self._final}",
                 hint="check `kafka.security`: protocol, user, password, certificate",
