@@ -208,8 +208,10 @@ def _time_ms(name: str, value: object) -> int:
     time_ms = -1
     if isinstance(value, str):
         time_ms = iso_ms_of(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        time_ms = math.floor(value)
+    elif isinstance(value, float):
+        time_ms = math.floor(value) if math.isfinite(value) else -1
+    elif isinstance(value, int) and not isinstance(value, bool):
+        time_ms = value
     if not 0 <= time_ms <= TIME_MAX_MS:
         raise _Bad("bad time", f"`{name}`: `{cut(repr(value))}`")
     return time_ms
