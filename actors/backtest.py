@@ -44,7 +44,7 @@ class Summary:
     keys: int = 0
     alerts: int = 0  # incidents opened: what would have paged
     rejects: int = 0
-    reasons: Counter[str] = field(default_factory=lambda: Counter[str]())
+    reasons: Counter[str] = field(default_factory=Counter[str])
     model: str = ""
 
 

@@ -194,7 +194,9 @@ class Flow:
     def _adopt(self, model: ModelSpec) -> None:
         """Another version from here on. Calibration carries over where it means the same."""
         if (model.components, model.profiles) != (self.model.components, self.model.profiles):
+            before = self.decider.state()
             self.decider = self._decider(model)
+            self.decider.load(before)
         self.model = model
 
     # ---- emit ------------------------------------------------------------------------------
@@ -216,9 +218,7 @@ class Flow:
             ("offset", str(reject.offset).encode()),
             ("size", str(len(value)).encode()),
         )
-        return Out(
-            self.spec.rejects, str(partition).encode(), value[:REJECT_BYTES_MAX], headers
-        )
+        return Out(self.spec.rejects, str(partition).encode(), value[:REJECT_BYTES_MAX], headers)
 
     # ---- checkpoint ------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,17 @@ from raywatch.actors import checkpoint
 from raywatch.actors.flow import Batch, Flow, Said
 from raywatch.actors.ledger import Ledger
 from raywatch.actors.ports import (
-    Clock, Committed, Fetched, Log, Out, Partition, Pool, Sink, Source, Store, Ticket,
+    Clock,
+    Committed,
+    Fetched,
+    Log,
+    Out,
+    Partition,
+    Pool,
+    Sink,
+    Source,
+    Store,
+    Ticket,
 )  # fmt: skip
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
@@ -371,8 +381,7 @@ class Shift:
         offsets = {
             p: Committed(ledger.committable, self._note(p))
             for p, ledger in self.ledger.items()
-            if ledger.committable > self.committed.get(p, -1)
-            or (force and p not in self.committed)
+            if ledger.committable > self.committed.get(p, -1) or (force and p not in self.committed)
         }
         # What was decided may only be said together with the offsets that it was decided on.
         if not offsets and not (force and self.out):
@@ -442,7 +451,7 @@ def _joined(parts: list[Fetched]) -> Fetched:
     )
 
 
-def _note(text: str) -> dict[str, object]:
+def _note(text: str) -> dict[str, Any]:
     """What an earlier owner noted beside its commit; anything else counts as nothing."""
     try:
         note = json.loads(text) if text else {}

@@ -110,9 +110,16 @@ class Owner:
         self._timeout_s = score_timeout_s
         self.lanes = {
             number: Lane(
-                spec, number, partitions, log=log, pool=self._pool, store=store, clock=clock,
-                model=self._model, epoch=epoch,
-            )  # fmt: skip
+                spec,
+                number,
+                partitions,
+                log=log,
+                pool=self._pool,
+                store=store,
+                clock=clock,
+                model=self._model,
+                epoch=epoch,
+            )
             for number, partitions in lanes.items()
         }
         self._threads = [
@@ -168,7 +175,7 @@ class Owner:
         return pool
 
     def _model(self, lane: int, committed: str) -> ModelSpec | None:
-        """The version a lane is to use: what its commits name while that is served, else the target."""
+        """The version for a lane: what its commits name while that is served, else the target."""
         roster = self._roster
         if committed and committed in roster.models and committed in self._members.versions():
             return roster.models[committed]
@@ -177,7 +184,7 @@ class Owner:
     def _live(self, lane: Lane) -> None:
         try:
             lane.run()
-        except BaseException as error:  # noqa: BLE001  whatever it is, it ends the process
+        except BaseException as error:
             self._die(error)
 
     def _watchdog(self) -> None:
@@ -188,7 +195,9 @@ class Owner:
                 since = sink.calling_since() if sink is not None else None
                 if since is not None and time.monotonic() - since > CALL_MAX_S:
                     age = time.monotonic() - since
-                    self._die(TimeoutError(f"lane {lane.number}: a client call hangs for {age:.0f} s"))
+                    self._die(
+                        TimeoutError(f"lane {lane.number}: a client call hangs for {age:.0f} s")
+                    )
             time.sleep(WATCH_S)
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.keys import warm_decode
 from raywatch.actors.owner import Owner, OwnerReport, Roster
 from raywatch.actors.pool import Member, Members, ScorerGone
 from raywatch.actors.ports import Log, Partition
@@ -26,6 +27,7 @@ from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.store import open_store
 from raywatch.models.errors import Unreachable
 from raywatch.models.scorer import ModelSpec, Scores, Segments
+from raywatch.models.warm import warm
 
 NAMESPACE = "raywatch"
 SUPERVISOR = "supervisor"
@@ -91,7 +93,7 @@ class RemoteBroker:
                 raise Unreachable(f"the embedded log did not answer `{method}` in time") from error
             except RayActorError as error:
                 raise Unreachable("the embedded log is gone") from error
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise error.cause from error
 
         return call
@@ -130,7 +132,7 @@ class RayMember:
             error = future.exception()
             if error is None:
                 answer.set_result(future.result())
-            elif isinstance(error, RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
                 answer.set_exception(ScorerGone(type(error).__name__))
             else:
                 answer.set_exception(error)
@@ -174,6 +176,8 @@ class OwnerActor:
         store: str,
         score_timeout_s: float,
     ) -> None:
+        warm()
+        warm_decode()
         clock = SystemClock()
         self._owner = Owner(
             name,
@@ -200,7 +204,7 @@ class OwnerActor:
         except (Unreachable, RayError):
             return  # it will push the roster when it is back
         if pool is not None:
-            self.enlist(pool)
+            self._owner.enlist(pool.roster, pool.members())
 
     @ray.method(concurrency_group="control")
     def enlist(self, pool: Pool) -> None:
@@ -243,29 +247,46 @@ def start_owner(
     score_timeout_s: float = 5.0,
 ) -> Any:
     """Create an owner, or find the one that has this name."""
-    actor = ray.remote(OwnerActor).options(
-        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=cpus,
-        max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 4},
-    )  # fmt: skip
-    return actor.remote(name, spec, lanes, log, store, score_timeout_s)
+    actor: Any = ray.remote(
+        max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 4}, num_cpus=cpus
+    )(OwnerActor)
+    return actor.options(**_named(name)).remote(name, spec, lanes, log, store, score_timeout_s)
 
 
 def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0) -> Any:
     """Create a scorer. It is ready when its first report arrives."""
-    actor = ray.remote(ScorerActor).options(
-        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=cpus,
-        num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2},
-    )  # fmt: skip
-    return actor.remote(name, ray.put(blob), device)
+    actor: Any = ray.remote(
+        max_restarts=0,
+        max_task_retries=0,
+        concurrency_groups={"control": 2},
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )(ScorerActor)
+    return actor.options(**_named(name)).remote(name, blob, device)
 
 
 def start_broker(name: str) -> Any:
     """Create the embedded log, or find it."""
-    actor = ray.remote(BrokerActor).options(
-        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0.1,
-        max_restarts=0, max_concurrency=16,
-    )  # fmt: skip
-    return actor.remote()
+    actor: Any = ray.remote(max_restarts=0, max_concurrency=16, num_cpus=0.1)(BrokerActor)
+    return actor.options(**_named(name)).remote()
+
+
+def start_supervisor(cls: type, arguments: tuple[Any, ...], *, cpus: float = 0.1) -> Any:
+    """Create the supervisor, or find the one that runs."""
+    actor: Any = ray.remote(max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=cpus)(
+        cls
+    )
+    return actor.options(**_named(SUPERVISOR)).remote(*arguments)
+
+
+def _named(name: str) -> dict[str, Any]:
+    """Found by name in one namespace, and outliving whoever created it."""
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+    }
 
 
 def models_of(reports: Mapping[str, ScorerReport]) -> dict[str, ModelSpec]:

@@ -246,3 +246,11 @@ def scan(
     )
     _scan(buf.ctypes.data, begin, size, *fields, key_bytes_max, *out)
     return out
+
+
+@njit(cache=True, nogil=True)
+def iso_column(base: int, begin: I64, size: I64, out: I64) -> None:
+    """`iso_ms` of N texts; text i has size[i] bytes at address base + begin[i]."""
+    for index in range(begin.shape[0]):
+        at = base + begin[index]
+        out[index] = iso_ms(at, at + size[index])

@@ -5,6 +5,7 @@ and creates the topics that raywatch writes to. Its result is plain values: the 
 is made of them, and Ray restarts it with the same ones.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Detection:
     lanes: dict[int, tuple[Partition, ...]]
     version: str  # model version to serve unless the audit topic says another
 
+    @property
+    def partitions(self) -> list[Partition]:
+        """All partitions, lane by lane."""
+        return [partition for lane in self.lanes.values() for partition in lane]
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -46,6 +52,8 @@ class Deployment:
     page_host: str
     page_port: int
     page_token: str | None
+    digest: str = ""  # of the config
+    config_path: str = "CONFIG"
     notes: tuple[str, ...] = ()  # what was found out on the way, for the journal
 
     def __repr__(self) -> str:
@@ -55,9 +63,8 @@ class Deployment:
 
 def log_spec(config: Config) -> LogSpec:
     """How actors get their Log. Secrets are revealed here: it has a masked repr."""
-    settings = {k: str(v) for k, v in config.kafka.librdkafka().items()}
-    bootstrap = settings.pop("bootstrap.servers")
-    return LogSpec(bootstrap=bootstrap, settings=tuple(sorted(settings.items())))
+    settings = tuple(sorted(config.kafka.librdkafka().items()))
+    return LogSpec(bootstrap=config.kafka.bootstrap, settings=settings)
 
 
 def store_url(store: str) -> str:
@@ -70,7 +77,9 @@ def artifact_name(version: str) -> str:
     return f"artifacts/{version.replace('@', '/')}"
 
 
-def prepare(config: Config, log: Log, spec: LogSpec, *, name: str = "raywatch") -> Deployment:
+def prepare(
+    config: Config, log: Log, spec: LogSpec, *, name: str = "raywatch", path: str = "CONFIG"
+) -> Deployment:
     """Check, create topics, put the models into the store.
 
     Raises ConfigError (something must change), Refused (a live group), Unreachable.
@@ -109,6 +118,8 @@ def prepare(config: Config, log: Log, spec: LogSpec, *, name: str = "raywatch") 
         page_host=config.page.host,
         page_port=config.page.port,
         page_token=token,
+        digest=hashlib.blake2b(config.model_dump_json().encode(), digest_size=4).hexdigest(),
+        config_path=path,
         notes=tuple(notes),
     )
 

@@ -19,6 +19,7 @@ from raywatch.actors.runtime import Pool
 from raywatch.actors.scorer import ScorerReport
 from raywatch.cluster import assign
 from raywatch.cluster.deployment import Deployment, Detection
+from raywatch.cluster.journal import Kind
 from raywatch.cluster.rollout import ScorerSeen, ScorerState
 from raywatch.cluster.runtime import Crew
 from raywatch.models.scorer import ModelSpec
@@ -28,7 +29,7 @@ START_MAX_S = 300.0  # An actor that never reported is given up after this.
 DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
 STARTS_KEPT = 20
 
-Say = Callable[[str, str], None]  # kind, sentence
+Say = Callable[[Kind, str], None]
 
 
 @dataclass(slots=True)

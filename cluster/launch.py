@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from raywatch.actors import runtime as actors
 from raywatch.cluster import runtime
 from raywatch.cluster.deployment import Deployment
 from raywatch.cluster.supervisor import Supervisor
@@ -23,7 +24,7 @@ def start(
     progress: Callable[[str], None] = lambda words: None,
 ) -> Any:
     """The supervisor's handle, once every lane works. Idempotent. Raises Unreachable."""
-    handle = runtime.start_supervisor(Supervisor, (deployment,))
+    handle = actors.start_supervisor(Supervisor, (deployment,))
     until = time.monotonic() + wait_s
     said = ""
     while True:

@@ -41,6 +41,7 @@ class Reader:
         self.alerts_total = 0
         self._writes: deque[Out] = deque(maxlen=WRITES_MAX)
         self._tails: dict[str, Source] = {}
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
@@ -52,6 +53,17 @@ class Reader:
         """Write what waits to be written, then end. Waits at most 5 s."""
         self._closed.set()
         self._thread.join(5.0)
+
+    def recent(self) -> list[dict[str, Any]]:
+        """The newest alerts, oldest first."""
+        with self._lock:
+            return list(self.alerts)
+
+    def since(self, number: int) -> list[dict[str, Any]]:
+        """Alerts after the first `number` that were read; those no longer kept are left out."""
+        with self._lock:
+            fresh = self.alerts_total - number
+            return list(self.alerts)[-fresh:] if fresh > 0 else []
 
     def write(self, out: Out) -> None:
         """Write a record when the log takes it; does not wait."""
@@ -106,8 +118,9 @@ class Reader:
                 except ValueError:
                     continue
                 if isinstance(alert, dict):
-                    self.alerts.append({**alert, "detector": detector})
-                    self.alerts_total += 1
+                    with self._lock:
+                        self.alerts.append({**alert, "detector": detector})
+                        self.alerts_total += 1
 
     def _open(self, topic: str) -> Source:
         """Start a little before the end: incidents that are open should be known."""

@@ -1,16 +1,18 @@
-"""The only importer of ray in the cluster room: joins a cluster, creates actors, asks and ends them.
+"""The only importer of ray in the cluster room: joins clusters, creates, asks and ends actors.
 
 Everything here answers within a time-out or says that it did not. What to start, ask and stop is
 decided elsewhere (`supervisor.py` and the pure functions that it calls).
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+import ray._private.worker as ray_worker
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors
 
 from raywatch.actors import runtime as actors
@@ -29,7 +31,7 @@ def start_local(cpus: int) -> None:
     _quiet()
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR", namespace=actors.NAMESPACE,
+        logging_level=logging.ERROR, namespace=actors.NAMESPACE,
     )  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def connect(address: str) -> None:
     _quiet()
     try:
         ray.init(
-            address=address, log_to_driver=False, logging_level="ERROR",
+            address=address, log_to_driver=False, logging_level=logging.ERROR,
             namespace=actors.NAMESPACE,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -57,6 +59,9 @@ def leave() -> None:
 def _quiet() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # Ray prints the death of every worker to our stdout, whatever `log_to_driver` says: stdout is
+    # data here, and the journal says it in one sentence.
+    vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
 
 
 @dataclass(slots=True)
@@ -105,9 +110,7 @@ class Crew:
         cpus: float,
     ) -> None:
         """Create an owner; its first report says when it is up."""
-        handle = actors.start_owner(
-            name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus
-        )
+        handle = actors.start_owner(name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus)
         self._add(name, handle)
 
     def start_scorer(self, name: str, *, blob: bytes, device: str, cpus: float) -> None:
@@ -140,7 +143,7 @@ class Crew:
                 post.heard = self._clock.monotonic()
             except RayTaskError as error:
                 post.gone = f"its constructor failed: {error.cause}"
-            except ray.exceptions.ActorUnavailableError:
+            except ActorUnavailableError:
                 post.report = None  # Ray is restarting it
             except RayActorError as error:
                 post.gone = _cause(error)
@@ -200,15 +203,6 @@ def _cause(error: RayActorError) -> str:
 
 
 # ---- the supervisor's actor ----------------------------------------------------------------
-
-
-def start_supervisor(cls: type, arguments: tuple[Any, ...], *, cpus: float = 0.1) -> Any:
-    """Create the supervisor, or find the one that runs."""
-    actor = ray.remote(cls).options(
-        name=actors.SUPERVISOR, namespace=actors.NAMESPACE, lifetime="detached",
-        get_if_exists=True, num_cpus=cpus, max_restarts=-1, max_task_retries=0, max_concurrency=8,
-    )  # fmt: skip
-    return actor.remote(*arguments)
 
 
 def supervisor() -> Any:

@@ -16,13 +16,15 @@ from raywatch.actors.clock import SystemClock
 from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import Pool, open_log
 from raywatch.actors.store import open_store
-from raywatch.cluster import rollout, scale
+from raywatch.cluster import journal, rollout, scale
 from raywatch.cluster.deployment import Deployment, Detection, artifact_name
-from raywatch.cluster.journal import Journal
 from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.lag import LagWindow, is_known, lag_now, rates
+from raywatch.cluster.metrics import Metrics
+from raywatch.cluster.page import Page
 from raywatch.cluster.reader import Reader
 from raywatch.cluster.runtime import Crew
+from raywatch.cluster.view import View
 from raywatch.models.errors import ConfigError, Refused, Unreachable
 
 TICK_S = 0.5
@@ -39,7 +41,8 @@ class Watch:
         self.memory = scale.Memory()
         self.decision = scale.Decision(settings.scorers_min, "hold: starting")
         self.rollout: rollout.Rollout | None = None
-        self._busy: dict[str, tuple[float, float]] = {}  # scorer -> busy_s, age_s at the last look
+        self.busy: dict[str, float] = {}  # scorer -> share of its time, over about the last second
+        self._looked: dict[str, tuple[float, float]] = {}  # scorer -> busy_s, age_s then
 
     @property
     def rolling(self) -> bool:
@@ -50,17 +53,17 @@ class Watch:
         """The pool and its work as of now."""
         windows = list(reader.windows[self.spec.group].values())
         reports = self.keeper.scorer_reports()
-        busy: list[float] = []
         speed: list[float] = []
         for name, report in reports.items():
-            before_busy, before_age = self._busy.get(name, (0.0, report.warm_s))
+            before_busy, before_age = self._looked.get(name, (0.0, report.warm_s))
             if report.age_s - before_age >= 1.0:
                 share = (report.busy_s - before_busy) / (report.age_s - before_age)
-                busy.append(min(1.0, max(0.0, share)))
-                self._busy[name] = (report.busy_s, report.age_s)
+                self.busy[name] = min(1.0, max(0.0, share))
+                self._looked[name] = (report.busy_s, report.age_s)
             if report.busy_s > 0.05 and report.records:
                 speed.append(report.records / report.busy_s)
-        self._busy = {n: v for n, v in self._busy.items() if n in reports}
+        self._looked = {n: v for n, v in self._looked.items() if n in reports}
+        self.busy = {n: v for n, v in self.busy.items() if n in reports}
         serving, _, _ = self.keeper.counted()
         pending = [
             now - s.started
@@ -74,7 +77,7 @@ class Watch:
             rate=[rates(w).arrivals_per_s for w in windows],
             ready=serving,
             pending_age_s=pending,
-            busy=busy,
+            busy=list(self.busy.values()),
             records_per_busy_s=speed,
             starts_s=self.keeper.starts_s,
             rollout=self.rolling,
@@ -94,23 +97,30 @@ class Supervisor:
         self.began = self.clock.monotonic()
         self.log: Log = open_log(deployment.log)
         self.store = open_store(deployment.store)
-        self.journal = Journal()
+        self.journal = journal.Journal()
         self.crew = Crew(self.clock)
         specs = [d.spec for d in deployment.detections]
         self.reader = Reader(
             self.log,
             self.clock,
-            {d.spec.group: [p for ps in d.lanes.values() for p in ps] for d in deployment.detections},
+            {d.spec.group: d.partitions for d in deployment.detections},
             {spec.alerts: spec.name for spec in specs},
         )
         self.audit = specs[0].audit
         self.watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        self._stopped = threading.Event()
         told = self._read_audit()
         for detection in deployment.detections:
             self.watches[detection.spec.name] = self._watch(detection, told)
+        self._latest: dict[str, Any] = {}
+        self.view = View(self)
+        self.metrics = Metrics()
+        self.page = Page(
+            self.snapshot, self.metrics.render, deployment.page_host, deployment.page_port,
+            deployment.page_token,
+        )  # fmt: skip
+        self._url = self.page.start()
         for note in deployment.notes:
             self.say("info", note)
         self.say("start", f"watches {', '.join(s.name for s in specs)}")
@@ -121,7 +131,7 @@ class Supervisor:
     # ---- starting --------------------------------------------------------------------------
 
     def _watch(self, detection: Detection, told: dict[str, dict[str, Any]]) -> Watch:
-        def say(kind: str, words: str) -> None:
+        def say(kind: journal.Kind, words: str) -> None:
             self.say(kind, words, detector=detection.spec.name)
 
         pool = self.deployment.pool
@@ -189,8 +199,9 @@ class Supervisor:
                     entry = _object(value)
                     if entry.get("what") == "serve":
                         told[str(entry.get("detector"))] = entry
-                    if entry.get("schema") == "raywatch.journal/1":
-                        self.journal.restore(entry)
+                    sentence = journal.of_json(value)
+                    if sentence is not None:
+                        self.journal.take(sentence)
         finally:
             source.close()
         return told
@@ -204,7 +215,7 @@ class Supervisor:
                 with self._lock:
                     self.tick()
                 self._closing.wait(max(0.05, TICK_S - (time.monotonic() - began)))
-        except BaseException as error:  # noqa: BLE001  crash-only: Ray starts it again
+        except BaseException as error:
             traceback.print_exception(error)
             os._exit(1)
 
@@ -219,6 +230,8 @@ class Supervisor:
             else:
                 watch.keeper.tick(watch.decision.scorers)
             self._scale(watch, now)
+        self._latest = self.view.snapshot(self.clock.now_ms(), now)
+        self.metrics.update(self._latest)
 
     def _scale(self, watch: Watch, now: float) -> None:
         seen = watch.observe(now, self.reader)
@@ -269,10 +282,10 @@ class Supervisor:
         }
         self.reader.write(Out(self.audit, watch.spec.name.encode(), json.dumps(entry).encode()))
 
-    def say(self, kind: str, words: str, **fields: object) -> None:
+    def say(self, kind: journal.Kind, words: str, **fields: journal.Value) -> None:
         """A sentence for the journal, the audit topic and the log."""
-        entry = self.journal.say(self.clock.now_ms(), kind, words, **fields)
-        self.reader.write(Out(self.audit, b"journal", entry.to_json()))
+        entry = self.journal.add(self.clock.now_ms(), kind, words, **fields)
+        self.reader.write(Out(self.audit, b"journal", journal.to_json(entry)))
         print(json.dumps({"kind": kind, "words": words, **fields}), flush=True)
 
     # ---- what others ask -------------------------------------------------------------------
@@ -300,6 +313,22 @@ class Supervisor:
                             words = f" ({lane.words})" if lane.words else ""
                             return f"{watch.spec.name}: lane {lane.lane} is {lane.state}{words}"
         return ""
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the page shows, as of the last tick. Any thread may ask; never waits."""
+        return self._latest or {"schema": "raywatch.snapshot/1", "state": "starting"}
+
+    def url(self) -> str:
+        """Where the page is."""
+        return self._url
+
+    def posts(self) -> dict[str, dict[str, Any]]:
+        """Processes of this deployment: pid, node and what they are."""
+        with self._lock:
+            found: dict[str, dict[str, Any]] = {}
+            for name, report in {**self.crew.owners(), **self.crew.scorers()}.items():
+                found[name] = {"pid": report.pid, "report": report}
+            return found
 
     def pid(self) -> int:
         """Its process."""
@@ -373,7 +402,7 @@ class Supervisor:
         for name in list(self.crew.posts):
             self.crew.end(name)
         self.reader.close()
-        self._stopped.set()
+        self.page.close()
         return late
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from raywatch.models.decide import warm_decide
 from raywatch.models.history import History
 from raywatch.models.lagbank import LagBank
 from raywatch.models.robustz import RobustZ
@@ -45,4 +46,4 @@ def _robustz() -> None:
     model.score(_segments(model.levels))
 
 
-KERNELS: tuple[Callable[[], None], ...] = (_history, _lagbank, _robustz)
+KERNELS: tuple[Callable[[], None], ...] = (_history, _lagbank, _robustz, warm_decide)

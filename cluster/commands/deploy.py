@@ -1,7 +1,8 @@
 """raywatch deploy: watch the topics of a config on a Ray cluster."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +17,13 @@ def deploy(
     address: Annotated[
         str, typer.Option(help="The Ray cluster: `auto` on one of its machines, or host:port.")
     ] = "auto",
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only the plan is said.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; without, only the plan is said.")
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the deployment instead.")] = False,
-    wait_s: Annotated[float, typer.Option(min=1.0, help="Longest wait until it works, in s.")] = 300.0,
+    wait_s: Annotated[
+        float, typer.Option(min=1.0, help="Longest wait until it works, in s.")
+    ] = 300.0,
     json: JsonFlag = False,
 ) -> None:
     """Watch the topics of a config on a running Ray cluster (`ray up` starts one).
@@ -77,8 +82,8 @@ def deploy(
     )
 
 
-def _sentence(plan: dict[str, object]) -> str:
-    low, high = plan["scorers"]  # type: ignore[misc]
+def _sentence(plan: Mapping[str, Any]) -> str:
+    low, high = plan["scorers"]
     return (
         f"{plan['detector']}: {plan['partitions']} partitions in {plan['lanes']} lanes on "
         f"{plan['owners']} owners, {low} to {high} scorers with {plan['model']}"

@@ -54,7 +54,10 @@ def start(
 
 @app.command()
 def status(
-    config: ConfigArgument, detector: Detector = "", address: Address = "auto", json: JsonFlag = False
+    config: ConfigArgument,
+    detector: Detector = "",
+    address: Address = "auto",
+    json: JsonFlag = False,
 ) -> None:
     """Say where a rollout is, and which version each lane uses."""
     from raywatch.cluster.config import load
@@ -99,7 +102,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
     under_way = found["rollout"]
     lines = [f"{found['detector']} serves {found['serves']}"]
     if under_way:
-        lines.append(f"rollout to {under_way['after']}: {under_way['phase']} {under_way['why']}".rstrip())
+        lines.append(
+            f"rollout to {under_way['after']}: {under_way['phase']} {under_way['why']}".rstrip()
+        )
     lines += [f"lane {lane}: {version}" for lane, version in found["lanes"].items()]
     lines += [f"{s['name']}: {s['version']} {s['state']}" for s in found["scorers"]]
     return lines

@@ -1,0 +1,475 @@
+"""A file as a stream of records: what a backtest and a training read.
+
+Parquet and CSV by columns, JSON lines by `decode` itself. The same data give the same records
+whichever way they are written; a row is rejected for the reasons a record would be. In memory is
+one batch at a time (Parquet: and what one row group needs).
+
+What a file does not say, it is given: without a key field the file's stem is the key of all rows,
+without a time field a row's number is its time. In text columns (CSV), a number may stand for a
+time, and the words of NULLS for nothing.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from numba import njit
+from numpy.typing import NDArray
+
+from raywatch.actors.decode import cut, decode
+from raywatch.actors.grammar import TIME_MAX_MS
+from raywatch.actors.keys import KeyTable, group
+from raywatch.actors.ports import Fetched
+from raywatch.actors.records import Records, RecordSpec, Reject
+from raywatch.actors.scan import iso_column
+from raywatch.models.errors import ConfigError
+from raywatch.models.scorer import F64, I32, I64, U8
+
+MASK = NDArray[np.bool_]
+pc: Any = pyarrow.compute  # its functions are made when it is imported: unknown to checkers
+KINDS = {
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines",
+}  # fmt: skip
+NULLS = ("", "-", "na", "n/a", "nan", "nil", "none", "null", "#n/a")  # in small letters
+NUMBER = r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^-?(?i:inf(inity)?)$"
+SAMPLE = 1_000  # lines of a JSON-lines file whose names count as its columns
+BLOCK_BYTES = 8_388_608  # of a CSV file; a row must fit
+SERIES_MAX = 50_000_000  # values that `read_series` holds: 400 MB
+
+
+@dataclass(frozen=True, slots=True)
+class FileBatch:
+    """Some rows of a file. A record's `offset` is its row."""
+
+    records: Records
+    first: int  # row the batch begins with
+    rows: int  # rows it covers: records and rejects
+
+    @property
+    def row(self) -> I64:
+        """(N,) row of each record."""
+        return self.records.offset
+
+
+def read_file(
+    path: Path, spec: RecordSpec, batch: int = 20_000, *, partitions: int = 1
+) -> Iterator[FileBatch]:
+    """Read a file in batches of at most `batch` rows, in order.
+
+    With more than one partition, a key goes to the one where Kafka's default partitioner puts it.
+    Raises ConfigError for a file that cannot be read and for columns it does not have.
+    """
+    assert batch > 0, batch
+    assert partitions > 0, partitions
+    spec = resolve(path, spec)
+    pieces = _lines(path, spec, batch) if _kind(path) == "lines" else _columns(path, spec, batch)
+    with _reading(path):
+        for piece in pieces:
+            records = piece.records
+            if partitions > 1 and len(records) > 0:
+                part = partitions_of(records.text, records.key_begin, records.key_size, partitions)
+                piece = replace(piece, records=replace(records, partition=part))  # noqa: PLW2901
+            yield piece
+
+
+def read_series(
+    path: Path, spec: RecordSpec, *, progress: Callable[[int], None] = lambda records: None
+) -> list[tuple[str, F64]]:
+    """All of a file by key: (key, (n, C) values, oldest first), in order of first appearance.
+
+    Rejected rows are left out. Raises ConfigError, also for more than SERIES_MAX values.
+    """
+    keys = KeyTable(2**31 - 1)
+    slots: list[I32] = []
+    values: list[F64] = []
+    records = count = 0
+    for piece in read_file(path, spec):
+        slots.append(keys.intern(piece.records))
+        values.append(piece.records.values)
+        count += piece.records.values.size
+        if count > SERIES_MAX:
+            raise ConfigError(
+                f"`{path}` has more than `{SERIES_MAX}` values", hint="train on a part of it"
+            )
+        records += len(piece.records)
+        progress(records)
+    if not len(keys):
+        return []
+    order, touched, counts = group(np.concatenate(slots))
+    parts = np.split(np.concatenate(values)[order], np.cumsum(counts)[:-1])
+    names = [keys.key(slot).decode("utf-8", "replace") for slot in touched.tolist()]
+    return list(zip(names, parts, strict=True))
+
+
+def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
+    """The spec with patterns in `values` replaced by columns of the file. Raises ConfigError."""
+    with _reading(path):
+        names = _names(path)
+    fixed = [name for name in (spec.key, spec.time) if name is not None]
+    for name in fixed:
+        if name not in names:
+            raise _no_column(name, names)
+    known = list(names)
+    if _kind(path) == "lines" and any(value in names for value in spec.values):
+        known += [value for value in spec.values if value not in names and not _pattern(value)]
+    values = expand(spec.values, known, aside=fixed)
+    for name in (*fixed, *values):
+        if names.count(name) > 1:
+            raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
+    return replace(spec, values=values)
+
+
+def expand(
+    values: Sequence[str], names: Sequence[str], *, aside: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Replace patterns (`x*`) by the names they match, in the order of `names`, each name once.
+
+    A value that is itself a name means that name. No pattern means a name in `aside` (the key's,
+    the time's). Raises ConfigError where nothing matches.
+    """
+    found: dict[str, None] = {}
+    for value in values:
+        matches = [value] if value in names else []
+        if not matches and _pattern(value):
+            matches = [n for n in names if n not in aside and fnmatchcase(n, value)]
+        if not matches:
+            raise _no_column(value, names)
+        found.update(dict.fromkeys(matches))
+    return tuple(found)
+
+
+def _pattern(value: str) -> bool:
+    return any(sign in value for sign in "*?[")
+
+
+def _no_column(name: str, names: Sequence[str]) -> ConfigError:
+    shown = ", ".join(f"`{each}`" for each in names) or "none"
+    return ConfigError(f"no column `{name}`", hint=f"columns are {cut(shown)}")
+
+
+def _kind(path: Path) -> str:
+    try:
+        return KINDS[path.suffix.lower()]
+    except KeyError:
+        raise ConfigError(
+            f"`{path}` is no file this can read", hint=f"endings are {', '.join(KINDS)}"
+        ) from None
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Turn what readers raise into ConfigError."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"cannot read `{path}`: {cut(reason)}", hint="is it there, whole, and of its ending?"
+        ) from error
+
+
+def _names(path: Path) -> list[str]:
+    """Columns of a file, in its order."""
+    match _kind(path):
+        case "parquet":
+            with pq.ParquetFile(path) as file:
+                return list(file.schema_arrow.names)
+        case "csv":
+            with _csv(path, None) as reader:
+                return list(reader.schema.names)
+        case _:
+            return _line_names(path)
+
+
+def _line_names(path: Path) -> list[str]:
+    """Names in the first lines that are objects."""
+    names: dict[str, None] = {}
+    with path.open("rb") as file:
+        for _ in range(SAMPLE):
+            line = file.readline(RecordSpec(values=()).bytes_max)
+            if not line:
+                break
+            try:
+                fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+            except (ValueError, RecursionError):
+                continue
+            names.update(dict.fromkeys(fields))
+    return list(names)
+
+
+# ---- JSON lines
+
+
+def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
+    key = path.stem.encode("utf-8", "surrogateescape")
+    first = 0
+    with path.open("rb") as file:
+        while True:
+            values = _some_lines(file, batch, spec.bytes_max)
+            if not values:
+                return
+            count = len(values)
+            rows = np.arange(first, first + count)
+            fetched = Fetched(
+                partition=np.zeros(count, np.int32),
+                offset=rows,
+                time_ms=rows if spec.time is None else np.full(count, -1),
+                values=values,
+                keys=[key] * count if spec.key is None else [],
+            )
+            yield FileBatch(decode(fetched, spec), first, count)
+            first += count
+
+
+def _some_lines(file: IO[bytes], count: int, bytes_max: int) -> list[bytes | None]:
+    """Up to `count` lines. Of one that is too large only as much is kept as shows it."""
+    lines: list[bytes | None] = []
+    while len(lines) < count:
+        line = file.readline(bytes_max + 2)
+        if not line:
+            break
+        rest = line
+        while rest and not rest.endswith(b"\n") and len(line) >= bytes_max + 2:
+            rest = file.readline(BLOCK_BYTES)
+        lines.append(line.rstrip(b"\r\n"))
+    return lines
+
+
+# ---- Parquet and CSV
+
+
+def _csv(path: Path, columns: Sequence[str] | None) -> pcsv.CSVStreamingReader:
+    """Columns as text: a type guessed from the first rows would fail at a later one."""
+    return pcsv.open_csv(
+        path,
+        read_options=pcsv.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=pcsv.ParseOptions(newlines_in_values=True),
+        convert_options=pcsv.ConvertOptions(
+            column_types=dict.fromkeys(columns or (), pa.string()),
+            include_columns=list(columns or ()),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+
+
+def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.RecordBatch]:
+    """The columns of a file, at most `batch` rows at a time."""
+    if _kind(path) == "csv":
+        with _csv(path, columns) as reader:
+            for block in reader:
+                for begin in range(0, block.num_rows, batch):
+                    yield block.slice(begin, batch)
+        return
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=batch, columns=list(columns))
+
+
+def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
+    fields = [name for name in (spec.key, spec.time, *spec.values) if name is not None]
+    first = 0
+    for block in _batches(path, list(dict.fromkeys(fields)), batch):
+        if block.num_rows > 0:
+            yield _Rows(block, spec, first, path.stem).decoded()
+        first += block.num_rows
+
+
+class _Rows:
+    """Rows on their way to records: columns, and for each row why it is none."""
+
+    def __init__(self, block: pa.RecordBatch, spec: RecordSpec, first: int, stem: str) -> None:
+        self.block = block
+        self.spec = spec
+        self.first = first
+        self.stem = stem
+        self.good: MASK = np.ones(block.num_rows, np.bool_)
+        self.rejects: list[Reject] = []
+
+    def decoded(self) -> FileBatch:
+        """Rows in order; rejects in order."""
+        count = self.block.num_rows
+        rows = np.arange(self.first, self.first + count)
+        text, begin, size = self._key()
+        time_ms = rows if self.spec.time is None else self._time(self.spec.time)
+        values = self._values()
+        kept = slice(None) if self.good.all() else self.good
+        records = Records(
+            partition=np.zeros(count, np.int32)[kept],
+            offset=rows[kept],
+            time_ms=time_ms[kept],
+            values=values[kept],
+            text=text,
+            key_begin=begin[kept],
+            key_size=size[kept],
+            rejects=sorted(self.rejects, key=lambda reject: reject.offset),
+        )
+        return FileBatch(records, self.first, count)
+
+    def _reject(self, bad: MASK, reason: str, *names: str) -> None:
+        """Reject rows that nothing was wrong with so far; shows the first field of `names`."""
+        for row in np.flatnonzero(bad & self.good).tolist():
+            shown = cut(str(self._column(names[0])[row].as_py())) if len(names) == 1 else ""
+            detail = f"`{cut(', '.join(names))}`" + (f": `{shown}`" if shown else "")
+            self.rejects.append(Reject(0, self.first + row, reason, detail, None))
+        self.good &= ~bad
+
+    def _column(self, name: str) -> pa.Array:
+        column: Any = self.block.column(name)
+        return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+    def _key(self) -> tuple[U8, I64, I32]:
+        """Key of each row: text, begin, size."""
+        count = self.block.num_rows
+        if self.spec.key is None:
+            stem = np.frombuffer(self.stem.encode("utf-8", "surrogateescape"), np.uint8)
+            return stem, np.zeros(count, np.int64), np.full(count, stem.shape[0], np.int32)
+        column = self._column(self.spec.key)
+        text, begin, size = _text_of(column, self.spec.key)
+        self._reject(_nulls(column), "missing field", self.spec.key)
+        self._reject((size < 1) | (size > self.spec.key_bytes_max), "bad key", self.spec.key)
+        return text, begin, size.astype(np.int32)
+
+    def _time(self, name: str) -> I64:
+        """Time of each row in ms."""
+        column = self._column(name)
+        exact, missing = _times(column, name)
+        self._reject(missing, "missing field", name)
+        # NaN (no time at all) is not between the two either.
+        self._reject(np.logical_not((exact >= 0.0) & (exact <= TIME_MAX_MS)), "bad time", name)
+        return np.floor(np.where(self.good, exact, 0.0)).astype(np.int64)
+
+    def _values(self) -> F64:
+        """(N, C) channels of each row."""
+        values = np.full((self.block.num_rows, len(self.spec.values)), np.nan)
+        for channel, name in enumerate(self.spec.values):
+            values[:, channel], wrong = _numbers(self._column(name), name)
+            self._reject(wrong, "wrong type", name)
+            self._reject(np.isinf(values[:, channel]), "not finite", name)
+        self._reject(np.isnan(values).all(axis=1), "missing field", *self.spec.values)
+        return values
+
+
+def _nulls(column: pa.Array) -> MASK:
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _is_text(column: pa.Array) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def _text_of(column: pa.Array, name: str) -> tuple[U8, I64, I64]:
+    """A column as text: bytes, begin and size of each row (null: 0)."""
+    raw = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+    try:
+        texts: Any = column.cast(pa.large_binary() if raw else pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise _no_use(name, column, "a key") from None
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    return text, ends[:-1], np.where(_nulls(texts), 0, np.diff(ends))
+
+
+def _no_use(name: str, column: pa.Array, use: str) -> ConfigError:
+    return ConfigError(
+        f"column `{name}` is `{column.type}` and cannot be {use}", hint="choose or cast a column"
+    )
+
+
+def _numbers(column: pa.Array, name: str) -> tuple[F64, MASK]:
+    """A column as float64 (NaN: missing), and which rows are no numbers."""
+    kind: Any = column.type
+    if _is_text(column):
+        return _text_numbers(column)
+    if not (_is_number(kind) or pa.types.is_null(kind)):
+        raise _no_use(name, column, "a channel")
+    values: Any = column.cast(pa.float64(), safe=False)
+    return values.to_numpy(zero_copy_only=False), np.zeros(len(column), np.bool_)
+
+
+def _is_number(kind: Any) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _text_numbers(column: Any) -> tuple[F64, MASK]:
+    """A text column as float64 (NaN: missing), and which rows are no numbers."""
+    try:
+        numbers: Any = column.cast(pa.float64())
+        return numbers.to_numpy(zero_copy_only=False), np.zeros(len(column), np.bool_)
+    except pa.ArrowInvalid:  # some row is no number: look at each
+        pass
+    trimmed: Any = pc.replace_substring_regex(pc.utf8_trim_whitespace(column), r"^\+", "")
+    null = pc.is_in(pc.utf8_lower(trimmed), pa.array(NULLS, trimmed.type))
+    valid: Any = pc.fill_null(pc.match_substring_regex(trimmed, NUMBER), fill_value=False)
+    wrong: Any = pc.invert(pc.or_(pc.or_(null, valid), trimmed.is_null()))
+    texts = pc.if_else(valid, trimmed, None).to_pylist()
+    values = np.array([np.nan if text is None else float(text) for text in texts], np.float64)
+    return values, wrong.to_numpy(zero_copy_only=False)
+
+
+def _times(column: Any, name: str) -> tuple[F64, MASK]:
+    """A column as epoch ms (NaN: no time) and which rows are missing.
+
+    float64 is exact for every time there is: TIME_MAX_MS is below 2^53.
+    """
+    kind: Any = column.type
+    missing = _nulls(column)
+    if _is_text(column):
+        text, begin, size = _text_of(column, name)
+        iso = np.empty(len(column), np.int64)
+        iso_column(text.ctypes.data, begin, size, iso)
+        time_ms = iso.astype(np.float64)
+        if (iso < 0).any():
+            numbers, _ = _text_numbers(column)
+            time_ms = np.where(iso < 0, numbers, time_ms)
+        return time_ms, missing
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("ms", getattr(kind, "tz", None)), safe=False)
+        column = column.cast(pa.int64())
+    elif not (_is_number(kind) or pa.types.is_null(kind)):
+        raise _no_use(name, column, "a time")
+    time_ms = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return time_ms, missing | np.isnan(time_ms)
+
+
+# ---- Kafka's default partitioner
+
+
+@njit(cache=True, nogil=True)
+def murmur2(text: U8, begin: int, size: int) -> int:
+    """Kafka's 32-bit hash of a key, as Java's Utils.murmur2 gives it: a signed number."""
+    low, prime = 0xFFFFFFFF, 0x5BD1E995
+    state = (0x9747B28C ^ size) & low
+    whole = size - size % 4
+    for at in range(begin, begin + whole, 4):
+        word = 0
+        for byte in range(3, -1, -1):
+            word = (word << 8) | np.int64(text[at + byte])
+        word = (word * prime) & low
+        word = ((word ^ (word >> 24)) * prime) & low
+        state = ((state * prime) & low) ^ word
+    if size > whole:
+        for byte in range(size - whole - 1, -1, -1):
+            state ^= np.int64(text[begin + whole + byte]) << (8 * byte)
+        state = (state * prime) & low
+    state = ((state ^ (state >> 13)) * prime) & low
+    state ^= state >> 15
+    return int(state) - 0x100000000 if state > 0x7FFFFFFF else int(state)
+
+
+@njit(cache=True, nogil=True)
+def partitions_of(text: U8, begin: I64, size: I32, partitions: int) -> I32:
+    """(N,) the partition of each key among `partitions`."""
+    out = np.empty(begin.shape[0], np.int32)
+    for index in range(begin.shape[0]):
+        out[index] = (murmur2(text, begin[index], size[index]) & 0x7FFFFFFF) % partitions
+    return out

@@ -1,0 +1,143 @@
+"""The whole service on real Ray, for tests: started, watched, hurt and ended.
+
+`Service` goes the way of `raywatch run`: `prepare`, the supervisor's actor, owners and scorers in
+processes of their own. Its log is real Kafka or the embedded log behind an actor.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raywatch.actors import runtime as actors
+from raywatch.actors.ports import Log, Partition
+from raywatch.actors.runtime import LogSpec
+from raywatch.cluster import launch, runtime
+from raywatch.cluster.config import Config
+from raywatch.cluster.deployment import Deployment, log_spec, prepare
+from raywatch.models.errors import RaywatchError
+
+
+def config(
+    bootstrap: str, topic: str, folder: Path, *, name: str = "hosts", **detector: Any
+) -> Config:
+    """A config for one detector; `pool`, `owners` and `missing` may be among the changes."""
+    parts = {key: detector.pop(key) for key in ("owners", "pool") if key in detector}
+    return Config.model_validate(
+        {
+            "kafka": {"bootstrap": bootstrap},
+            "detectors": [
+                {
+                    "name": name,
+                    "topics": [topic],
+                    "record": {"key": "host", "time": "ts", "values": ["value"]},
+                    "model": "robustz",
+                    "start": "earliest",
+                    "lanes": 4,
+                    "alert": {"warmup": 200, "probability": 1e-4},
+                    "missing": {"enabled": False},
+                    **detector,
+                }
+            ],
+            "owners": {"count": 2},
+            "pool": {"min": 2, "max": 4},
+            "store": str(folder / "state"),
+            "models": str(folder / "models"),
+            "page": {"port": 0},
+            "audit": f"{name}.audit",
+            **parts,
+        }
+    )
+
+
+class Service:
+    """A running deployment."""
+
+    def __init__(self, settings: Config, spec: LogSpec | None = None) -> None:
+        """Prepare; nothing runs before `start`. Ray must have been started (`ray_local`)."""
+        self.config = settings
+        self.log_spec = spec or log_spec(settings)
+        self.log: Log = actors.open_log(self.log_spec)
+        self.deployment: Deployment = prepare(settings, self.log, self.log_spec)
+        self.spec = self.deployment.detections[0].spec
+        self.partitions: list[Partition] = self.deployment.detections[0].partitions
+        self.handle: Any = None
+
+    def start(self, wait_s: float = 90.0) -> None:
+        """Start, and wait until every lane works."""
+        self.handle = launch.start(self.deployment, wait_s=wait_s)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Ask the supervisor."""
+        return runtime.call(self.handle, method, *arguments, timeout_s=30.0)
+
+    def posts(self) -> dict[str, Any]:
+        """name -> {pid, report} of the owners and scorers that reported."""
+        return self.call("posts")
+
+    def pids(self, kind: str) -> dict[str, int]:
+        """Processes of the owners or scorers (`kind`: owner, scorer)."""
+        return {n: p["pid"] for n, p in self.posts().items() if f".{kind}-" in n}
+
+    def signal(self, pid: int, what: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to one of our processes."""
+        os.kill(pid, what)
+
+    def lag(self) -> int:
+        """Records between what is committed and the end."""
+        committed = self.log.committed(self.spec.group, self.partitions)
+        bounds = self.log.bounds(self.partitions)
+        return sum(
+            b.end - (committed[p].offset if p in committed else b.low) for p, b in bounds.items()
+        )
+
+    def drained(self, wait_s: float = 120.0) -> None:
+        """Wait until everything that was written is committed."""
+        until(lambda: self.lag() == 0, wait_s)
+
+    def journal(self) -> list[str]:
+        """Sentences of the journal, newest first."""
+        return [entry["words"] for entry in self.call("snapshot").get("journal", [])]
+
+    def stop(self) -> list[str]:
+        """End it. Returns owners that did not finish in time."""
+        late: list[str] = []
+        if self.handle is not None:
+            late = launch.stop(self.handle)
+            runtime.end(self.handle)
+            self.handle = None
+        self.log.close()
+        return late
+
+
+def until(true: Callable[[], bool], wait_s: float = 30.0) -> None:
+    """Wait for a condition; fails in words after `wait_s`."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            if true():
+                return
+        except RaywatchError:
+            pass  # asked in the middle of a fault: ask again
+        assert time.monotonic() < end, f"not within {wait_s} s"
+        time.sleep(0.1)
+
+
+@contextmanager
+def ray_local(cpus: int = 64) -> Iterator[None]:
+    """A Ray of our own."""
+    runtime.start_local(cpus)
+    try:
+        yield
+    finally:
+        runtime.leave()
+
+
+def identity(alert: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two alerts the same: everything but where the record lay in the log."""
+    return tuple(
+        (name, repr(value)) for name, value in sorted(alert.items()) if name not in ("lineage",)
+    )
