@@ -354,7 +354,7 @@ class _Rows:
             values[:, channel], wrong = _numbers(self._column(name), name)
             self._reject(wrong, "wrong type", name)
             self._reject(np.isinf(values[:, channel]), "not finite", name)
-        self._reject(np.isnan(values).all(axis=1), "missing field", *self.spec.values)
+        self._reject(np.all(np.isnan(values), axis=1), "missing field", *self.spec.values)
         return values
 
 

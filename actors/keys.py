@@ -83,7 +83,7 @@ class KeyTable:
         partition, size = state["partition"].astype(np.int32), state["size"].astype(np.int32)
         text = state["text"].astype(np.uint8)
         whole = partition.shape == size.shape and size.sum(dtype=np.int64) == text.shape[0]
-        if not whole or size.min(initial=1) < 1:
+        if not whole or size.min(initial=0) < 0:
             raise ArtifactError(f"the key table of `{size.shape[0]}` keys is torn", hint=hint)
         fresh = KeyTable(max(self._keys_max, size.shape[0]), hash_mask=int(self._hash_mask))
         begin = np.cumsum(size, dtype=np.int64) - size
