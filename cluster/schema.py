@@ -4,7 +4,6 @@ Every setting has a default (of `actors/spec.py` and `models/settings.py`, so th
 truth), a unit at the end of its name, a bound and a description. Knows no brokers and no secrets.
 """
 
-import fnmatch
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -94,21 +93,17 @@ class Record(Settings):
 
     def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
         """Names of the channels where records have these fields. Raises ConfigError."""
-        taken = {self.key, self.time}
-        found: dict[str, None] = {}
-        for value in self.values:
-            if not _is_pattern(value):
-                found[value] = None
-                continue
-            matching = [each for each in fields if fnmatch.fnmatchcase(each, value)]
-            names = sorted((each for each in matching if each not in taken), key=_natural)
-            if not names:
-                known = ", ".join(f"`{each}`" for each in sorted(fields, key=_natural)[:12])
-                raise ConfigError(f"no field matches `{value}`", hint=f"fields are {known or '-'}")
-            found.update(dict.fromkeys(names))
+        if not self.patterns:
+            return self.values
+        from raywatch.actors.files import expand  # here: it brings pyarrow
+
+        aside = [each for each in (self.key, self.time) if each is not None]
+        plain = [each for each in self.values if not _is_pattern(each)]  # may be missing for now
+        known = sorted({*fields, *plain}, key=_natural)
+        found = expand(self.values, known, aside=aside)
         if len(found) > CHANNELS_MAX:
             raise ConfigError(f"{len(found)} channels match, at most {CHANNELS_MAX} are allowed")
-        return tuple(found)
+        return found
 
 
 def _is_pattern(value: str) -> bool:

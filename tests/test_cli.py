@@ -239,6 +239,26 @@ def test_a_table_puts_numbers_to_the_right_and_unknown_as_a_dash() -> None:
     ]
 
 
+def test_the_same_training_gives_the_same_version_and_a_config_can_name_it(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"host": f"h{i % 2}", "ts": 1_000 * i, "cpu": i % 7, "mem": i % 11})
+        for i in range(3_000)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    told = [
+        json.loads(
+            raywatch("models", "train", str(LOCAL), "in.jsonl", "--json", cwd=tmp_path).stdout
+        )
+        for _ in range(2)
+    ]
+    assert told[0]["version"] == told[1]["version"]
+    (tmp_path / "it.yaml").write_text(LOCAL.read_text().replace("lagbank", told[0]["version"]))
+    words = ("backtest", "it.yaml", "in.jsonl", "--output", "out.parquet", "--json")
+    found = json.loads(raywatch(*words, cwd=tmp_path).stdout)
+    assert (found["records"], found["keys"], found["rejects"]) == (3_000, 2, 0)
+    assert found["model"] == told[0]["version"]
+
+
 def test_errors_are_errors_of_ours_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert issubclass(ConfigError, RaywatchError)
     assert cli.main(["check", os.devnull]) == 2

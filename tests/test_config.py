@@ -251,7 +251,7 @@ def test_patterns_take_matching_fields_in_natural_order(tmp_path: Path) -> None:
     assert config.spec("hosts", fields).record.values == ("x2", "x10", "mem")
     with pytest.raises(ConfigError, match="no record was seen yet"):
         config.spec("hosts")
-    with pytest.raises(ConfigError, match=r"no field matches `x\*`"):
+    with pytest.raises(ConfigError, match=r"no column `x\*`"):
         config.spec("hosts", ["mem", "y"])
 
 
