@@ -96,6 +96,7 @@ class KeyTable:
 
     def _intern(self, partition: I32, text: U8, begin: I64, size: I32) -> I32:
         slots = np.empty(begin.shape[0], np.int32)
+        partition, text, begin, size = map(_fixed, (partition, text, begin, size))
         done = 0
         while True:
             done, self._count, self._used, _ = _intern(
@@ -115,6 +116,16 @@ class KeyTable:
             self._cells = cells
         while self._used + size > self._arena.shape[0]:
             self._arena = _doubled(self._arena)
+
+
+def _fixed(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array, read-only and contiguous: kernels are compiled for that kind alone.
+
+    For another kind numba would compile anew, for seconds, in the middle of a lane's work.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _doubled(array: NDArray[Any]) -> NDArray[Any]:
@@ -308,5 +319,6 @@ def group(slots: I32) -> tuple[I64, I32, I32]:
     A slot of -1 must have been left out.
     """
     assert slots.min(initial=0) >= 0, "records without a slot cannot be grouped"
+    slots = _fixed(slots)
     order = _sorted(slots)
     return (order, *_runs(slots, order))

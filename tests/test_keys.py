@@ -12,16 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywatch.actors.decode import join
+from raywatch.actors import grammar, keys, scan
+from raywatch.actors.decode import decode, join
 from raywatch.actors.keys import AHEAD, HASH_ALL, KeyTable, group, warm_decode
-from raywatch.actors.records import Records
+from raywatch.actors.ports import Fetched
+from raywatch.actors.records import Records, RecordSpec
 from raywatch.models.errors import ArtifactError
 
 
-def records_of(keys: Sequence[bytes], partitions: Sequence[int] | None = None) -> Records:
+def records_of(named: Sequence[bytes], partitions: Sequence[int] | None = None) -> Records:
     """Records with these keys, in partition 0 unless said otherwise."""
-    text, begin, size = join(keys, 1 << 20)
-    count = len(keys)
+    text, begin, size = join(named, 1 << 20)
+    count = len(named)
     return Records(
         partition=np.array(partitions if partitions is not None else [0] * count, np.int32),
         offset=np.arange(count),
@@ -33,8 +35,8 @@ def records_of(keys: Sequence[bytes], partitions: Sequence[int] | None = None) -
     )
 
 
-def intern(table: KeyTable, *keys: bytes) -> list[int]:
-    return table.intern(records_of(keys)).tolist()
+def intern(table: KeyTable, *named: bytes) -> list[int]:
+    return table.intern(records_of(named)).tolist()
 
 
 def test_slots_are_handed_out_in_order_of_first_appearance() -> None:
@@ -61,15 +63,15 @@ def test_a_full_table_knows_its_keys_and_takes_no_other() -> None:
 @pytest.mark.parametrize("hash_mask", [HASH_ALL, 0xF, 0])
 def test_colliding_keys_are_told_apart_through_growth(hash_mask: int) -> None:
     count = 40_000 if hash_mask == HASH_ALL else 1_500
-    keys = [b"key-%d" % n + b"x" * (n % 40) for n in range(count)]
+    named = [b"key-%d" % n + b"x" * (n % 40) for n in range(count)]
     table = KeyTable(count, hash_mask=hash_mask)
-    once = intern(table, *keys)
+    once = intern(table, *named)
     assert once == list(range(count))
-    assert intern(table, *reversed(keys)) == once[::-1]
+    assert intern(table, *reversed(named)) == once[::-1]
     assert [table.key(slot) for slot in (0, count // 2, count - 1)] == [
-        keys[0],
-        keys[count // 2],
-        keys[-1],
+        named[0],
+        named[count // 2],
+        named[-1],
     ]
 
 
@@ -89,18 +91,18 @@ KEYS = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(KEYS, st.integers(1, 200), st.sampled_from([HASH_ALL, 0x7, 0]), st.integers(1, 100))
 def test_the_table_does_what_a_dictionary_does_however_batches_are_cut(
-    keys: list[tuple[int, bytes]], keys_max: int, hash_mask: int, cut: int
+    pairs: list[tuple[int, bytes]], keys_max: int, hash_mask: int, cut: int
 ) -> None:
     table = KeyTable(keys_max, hash_mask=hash_mask)
     known: dict[tuple[int, bytes], int] = {}
     expected: list[int] = []
-    for key in keys:
+    for key in pairs:
         if key not in known and len(known) < keys_max:
             known[key] = len(known)
         expected.append(known.get(key, -1))
     found: list[int] = []
-    for begin in range(0, len(keys), cut):
-        piece = keys[begin : begin + cut]
+    for begin in range(0, len(pairs), cut):
+        piece = pairs[begin : begin + cut]
         batch = records_of([key for _, key in piece], [partition for partition, _ in piece])
         found += table.intern(batch).tolist()
     assert found == expected
@@ -108,8 +110,8 @@ def test_the_table_does_what_a_dictionary_does_however_batches_are_cut(
     assert [(table.partition(s), table.key(s)) for s in range(len(table))] == list(known)
     copy = KeyTable(keys_max, hash_mask=hash_mask)
     copy.load(table.state())
-    if keys:
-        whole = records_of([key for _, key in keys], [partition for partition, _ in keys])
+    if pairs:
+        whole = records_of([key for _, key in pairs], [partition for partition, _ in pairs])
         assert copy.intern(whole).tolist() == expected
 
 
@@ -193,6 +195,29 @@ def test_a_record_without_a_slot_cannot_be_grouped() -> None:
         group(np.array([0, -1], np.int32))
 
 
-def test_warming_up_leaves_nothing_to_compile() -> None:
+def compiled() -> int:
+    """Versions of kernels that were compiled or loaded so far."""
+    found = [f for module in (grammar, scan, keys) for f in vars(module).values()]
+    return sum(len(kernel.signatures) for kernel in found if hasattr(kernel, "signatures"))
+
+
+def test_nothing_is_compiled_after_warming_up() -> None:
+    """Plain and escaped keys, of arrays that may be written to or not: one kind of kernel."""
     warm_decode()
-    warm_decode()
+    before = compiled()
+    assert before >= 6  # the scanner, times, and four of the table
+    table = KeyTable(10_000)
+    for value in (b'{"k":"a","v":1}', b'{"k":"\\u0061","t":"1970-01-01","v":1}', b"{"):
+        count = 3
+        fetched = Fetched(
+            partition=np.zeros(2 * count, np.int32)[::2],
+            offset=np.arange(count),
+            time_ms=np.zeros(count, np.int64),
+            values=[value] * count,
+            keys=[],
+        )
+        for time in ("t", None):
+            slots = table.intern(decode(fetched, RecordSpec(values=("v",), key="k", time=time)))
+            group(slots[slots >= 0])
+    intern(table, *(b"%d" % n for n in range(5_000)))
+    assert compiled() == before
