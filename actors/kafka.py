@@ -213,8 +213,7 @@ class KafkaSink:
 
     def __init__(self, log: "KafkaLog", lane: str, group: str, *, exactly_once: bool) -> None:
         self._log, self._lane, self._group = log, lane, group
-        self._exactly_once = exactly_once
-        self._ear = rules.Ear(log.bootstrap)
+        self._exactly_once, self._ear = exactly_once, rules.Ear(log.bootstrap)
         self._writer: _Writer | None = None
         self._since: float | None = None
         self._deadline = 0.0
@@ -373,7 +372,7 @@ class KafkaLog:
         return f"{error.name()}: {error.str()}"
 
     def topics(self) -> dict[str, int]:
-        """See `Log`; internal topics are left out."""
+        """See `Log`; without internal topics."""
         with self._answered("topics"):
             found = self._admin.list_topics(timeout=ANSWER_S).topics
         return {t: len(m.partitions) for t, m in found.items() if not t.startswith("__")}
@@ -407,9 +406,9 @@ class KafkaLog:
                     offsets[Partition(asked.topic, asked.partition)] = _answer(future).offset
                 except FAILURE as raised:
                     silent += rules.passing(raised.args[0])
+            found.append(offsets)
             if silent == len(futures):
                 raise self._silent()
-            found.append(offsets)
         return {p: Bounds(*(f[p] for f in found)) for p in partitions if all(p in f for f in found)}
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
@@ -440,16 +439,16 @@ class KafkaLog:
             found = [f"{m.client_id}@{m.host}" for m in _answer(asked[group]).members]
             groups = {g.group_id: g.state.name for g in _answer(listed).valid}
         # This client cannot describe groups of the newer protocol (KIP-848), only list them.
-        if not found and groups.get(group, "EMPTY") not in ("EMPTY", "DEAD", "UNKNOWN"):
-            return [f"a member of the group, which is {groups[group].lower()}"]
-        return found
+        state = groups.get(group, "EMPTY")
+        unnamed = [] if state in ("EMPTY", "DEAD", "UNKNOWN") else [f"unnamed, {state.lower()}"]
+        return found or unnamed
 
     def write(self, out: Sequence[Out]) -> None:
         """See `Log`. One call at a time; a record that cannot be written is a ConfigError."""
         deadline = time.monotonic() + CALL_S
         with self._writing:
-            writer = self._writer or _Writer(self, error_cb=self._ear)
-            self._writer = None  # kept again if nothing fails: what it holds is known then
+            # Kept again if nothing fails: only then is it known what it holds.
+            writer, self._writer = self._writer or _Writer(self, error_cb=self._ear), None
             waiting = len(out)
             with suppress(FAILURE, SystemError):  # judged by what was not delivered
                 writer.produce(out, deadline)

@@ -141,6 +141,23 @@ def test_a_lane_of_several_topics_knows_which_record_is_whose(
     source.close()
 
 
+def test_who_only_looks_needs_no_group_and_sees_headers(subject: Subject, topic: Name) -> None:
+    log = subject.log
+    (partition,) = made(log, topic("headers"))
+    headers = (("reason", b"not JSON"), ("reason", b"twice"), ("empty", b""))
+    log.write([Out(partition.topic, b"k", b"v", headers), Out(partition.topic, b"k", b"w")])
+    looker = log.source("", [partition], keys=True)
+    looker.assign({partition: 0})
+    batches = read(looker, 2)
+    assert [h for batch in batches for h in batch.headers] == [headers, ()]
+    assert [k for batch in batches for k in batch.keys] == [b"k", b"k"]
+    looker.close()
+    plain = reader(log, topic("g"), [partition])
+    batch = plain.fetch(2, WAIT_S)
+    assert (batch.keys, batch.headers) == ([], [])
+    plain.close()
+
+
 def test_fetch_keeps_the_limit_and_the_time(subject: Subject, topic: Name) -> None:
     log = subject.log
     (partition,) = made(log, topic("limit"))
