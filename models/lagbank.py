@@ -87,6 +87,8 @@ class Lags:
 class LagBank:
     """The lag bank on a CPU."""
 
+    profiles = True  # what it cannot see, hours that differ, the decide stage calibrates beside it
+
     def __init__(
         self, version: str, *, fine_lags: int = 512, c4_lags: int = 512, c8_lags: int = 256
     ) -> None:
