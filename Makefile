@@ -41,8 +41,8 @@ check: dev ## Lint, format and types, without tests
 test: dev needs ## Run every test, real Kafka and browser included
 	$(BIN)/python -m pytest
 
-bench: dev ## Measure, and compare with the floors
-	$(BIN)/python bench/floors.py
+bench: dev needs ## Measure against the same work by hand, on real Kafka
+	$(BIN)/python bench/bench.py
 
 kafka: dev needs ## Start Apache Kafka on 127.0.0.1:9092 (the first time, fetch it)
 	$(BIN)/python tools/kafka.py start .kafka/local
