@@ -13,7 +13,8 @@ function facts() { // a field that the snapshot does not carry is not shown; nul
       n ? `${full(n)} partition${n === 1 ? '' : 's'}` : null,
       known(o.lag_records, v => `lag ${ok(v) ? full(v) + ' records' : '–'}, oldest ${
         dur(o.lag_oldest_s)}`)),
-    fact('scorers', known(c.serving, v => `${full(v)}${bounds}`), known(c.busy, v => `${pc(v)} busy`),
+    fact('scorers', known(c.serving, v => `${full(v)}${bounds}`),
+      known(c.busy, v => `${pc(v)} busy`),
       known(c.p99_ms, v => `p99 ${ms(v)}`), c.model ? `model ${esc(c.model)}` : null),
     fact('alerts', known(a.today, v => `${full(v)} today`),
       some(a.last_minute, v => `${full(v)} in the last minute`),
@@ -60,7 +61,8 @@ function mark_labels(w) { // the newest mark takes its label first, an older one
 }
 function axis() {
   const w = $('#axis .p')?.clientWidth || 500, at = hm(cursor_ms(), 1)
-  const step = 6e4 * (A.t1 - A.t0 > 216e5 ? 120 : A.t1 - A.t0 > 36e5 ? 15 : w < 420 ? 10 : 5)
+  const span = A.t1 - A.t0, many = span > 216e5 ? 120 : span > 36e5 ? 15 : w < 420 ? 10 : 5
+  const step = 6e4 * (span < 72e4 ? 2 : many) // minutes between two ticks
   let ticks = ''
   for (let t = Math.ceil(A.t0 / step) * step; t <= A.t1; t += step)
     if (X(t) / 1e3 * w < w - 78 && X(t) > 12)
@@ -191,9 +193,9 @@ function incidents() {
     full(S.open)} open</h2>`
     + `<div class="leg">${l.some(q => q.series) ? leg : ''}</div><div></div></div>${
     drawn.map((q, i) => incident(q, one === q.id || (opened.get(q.id) ?? unfolded(i)))).join('')}${
-    l.length > drawn.length ? `<p class="none">${
-      full(l.length - drawn.length)} less unlikely ones are not drawn.</p>`
-      : ''}${l.length ? '' : `<p class="none">No incident is open.${before}${
+    S.open > drawn.length ? `<p class="none">${
+      full(S.open - drawn.length)} less unlikely ones are not drawn.</p>`
+      : ''}${S.open ? '' : `<p class="none">No incident is open.${before}${
         scored}</p>`}</section>`
 }
 

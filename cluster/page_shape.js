@@ -94,7 +94,8 @@ function shape(raw) {
     String)
   const column = k => names.map((_, i) => obj(p)[k]?.[i] ?? null)
   return {
-    at_ms, age_s: ok(s.age_s) ? s.age_s : 0, incidents, open: incidents.length,
+    at_ms, age_s: ok(s.age_s) ? s.age_s : 0, incidents,
+    open: ok(s.incidents_open) ? s.incidents_open : incidents.length,
     axis: {n, step_s: ok(x.step_s) && x.step_s > 0 ? x.step_s : 15, end_ms: ok(x.end_ms)
       ? x.end_ms : at_ms},
     verdict: {...v, state: STATES.includes(v.state) ? v.state : 'unknown', next: obj(v.next)},

@@ -317,11 +317,14 @@ def test_a_key_of_a_thousand_characters_fits_a_phone(show: Show, look: Look) -> 
     snapshot = sample("healthy")
     for each in snapshot["incidents"]:
         each["key"] = each["what"] = "k" * 1_000
+    snapshot["incidents_open"] = 1_200
     snapshot["cluster"]["name"] = snapshot["detectors"][0]["name"] = "c" * 300
     snapshot["verdict"]["words"] = "w" * 300
     show.put(snapshot)
     for width in (390, 1_440):
-        assert look(width).evaluate("document.documentElement.scrollWidth") == width
+        tab = look(width)
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert "1,197 less unlikely ones are not drawn" in tab.inner_text("#incidents")
 
 
 @pytest.mark.browser

@@ -61,7 +61,7 @@ def wrong_nodes(config: dict[str, Any]) -> list[str]:
     model = botocore.session.get_session().get_service_model("ec2")
     launch = model.operation_model("RunInstances").input_shape
     assert launch is not None
-    kinds = model.shape_for("InstanceType").metadata["enum"]
+    kinds: list[str] = getattr(model.shape_for("InstanceType"), "enum", [])
     found: list[str] = []
     for name, kind in config["available_node_types"].items():
         node = kind["node_config"]
