@@ -108,7 +108,7 @@ class KafkaSource:
         try:
             answers = rules.patient(lambda wait: _checked(ask(asked, wait)), deadline, FAILURE)
         except FAILURE as raised:
-            self._ear.check()
+            self._ear.hear(self._consumer)
             return rules.not_said(raised.args[0], self._group)
         return rules.found(answers)
 

@@ -191,6 +191,12 @@ class Ear:
                 hint="check `kafka.security`: protocol, user, password, certificate",
             )
 
+    def hear(self, consumer: Any) -> None:
+        """The same, after letting a consumer that reads nothing yet report."""
+        if not consumer.assignment():  # it would hand out a record otherwise
+            consumer.poll(0)
+        self.check()
+
     def silent(self, waited_s: float) -> Unreachable:
         """The error for "nobody answered"; raises ConfigError if that is known to be why."""
         self.check()

@@ -306,3 +306,19 @@ def test_failover_repeats_and_loses_nothing(kafka3: "KafkaCluster", topic: Name)
     wrote = Counter(m.value() for m in plain_reader(kafka3.bootstrap, went, "read_committed"))
     assert wrote == Counter(b"%d" % i for i in range(total))
     log.close()
+
+
+def test_credentials_that_are_turned_away_are_a_matter_of_configuration(
+    kafka: "KafkaCluster",
+) -> None:
+    # The broker speaks no SASL at all: to the client that is a failed authentication.
+    user = {"sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "hidden"}
+    settings = {"security.protocol": "sasl_plaintext", **user}
+    log = KafkaLog(kafka.bootstrap, settings, exactly_once=True)
+    source = log.source("g", [Partition("t", 0)])
+    for ask in (log.topics, lambda: source.committed(time.monotonic() + 3.0)):
+        with pytest.raises(ConfigError, match="turned this client away") as raised:
+            ask()
+        assert "hidden" not in str(raised.value)
+    source.close()
+    log.close()
