@@ -5,6 +5,9 @@ offset, so a rollout in mid-incident does not page twice and ids survive a move 
 Receivers that keep the last alert of an id have the state of the incident. The JSON has sorted
 names and 9 significant digits; what is not a number is null. It carries no time of the machine, no
 epoch and no run id: a retry writes the same bytes. Sent: `open`, then any `update`, one `resolved`.
+
+`open` and `update` of an anomaly carry a `window`: the last values of the channel that weighs most,
+up to the record's own, and what the stretch that looked most alike had in their place.
 """
 
 import base64
@@ -19,6 +22,7 @@ from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Episode
 from raywatch.models.missing import Silence
+from raywatch.models.scorer import F64
 
 SCHEMA = "raywatch.alert/1"
 ANOMALY = "anomaly"
@@ -32,6 +36,8 @@ DIGITS = 9  # Enough for every float32; beyond that lies only the noise of the l
 WORDS_CHANNELS = 2  # Channels named in the sentence: more are read from `channels`.
 ODDS_MAX = 1e12  # Rarer than this is said as "less than": nobody has seen so many records.
 KEY_SHOWN = 80  # Characters of a key in the sentence.
+WINDOW = 64  # Values of a window.
+STEP_MS = 1_000  # Time between two values of a window where the key's own pace is not known.
 
 # A component as what it noticed. A model's own component that is not here is named as it is.
 NOTICED = {
@@ -58,6 +64,20 @@ class Channel:
     share: float  # 0..1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """The last values of one channel, oldest first; the last one is the alert's own record.
+
+    Values are what models see: float32 beside the key's first value, a missing one repeats the
+    last. NaN: the key is younger than that, or nothing is expected there.
+    """
+
+    channel: str
+    observed: F64  # (WINDOW,)
+    expected: F64 | None  # (WINDOW,); None: no stretch of the past looked alike
+    step_ms: int  # usual time between two values
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
     """An alert as it is written to the alerts topic."""
@@ -78,6 +98,7 @@ class Alert:
     model: str  # version
     origin: Origin | None  # None in a file
     run_kind: RunKind
+    window: Window | None = None
 
     @property
     def id(self) -> str:
@@ -118,6 +139,7 @@ class Alert:
             "model": self.model,
             "lineage": _lineage(self.origin),
             "run_kind": self.run_kind,
+            "window": _window(self.window),
             "words": self.words,
         }
         if encoding:
@@ -144,6 +166,7 @@ def from_episode(
     version: str,
     *,
     run_kind: RunKind | None = None,
+    window: Window | None = None,
 ) -> Alert:
     """An anomaly alert.
 
@@ -155,6 +178,7 @@ def from_episode(
         episode: what the decide stage said.
         version: of the model that scored it.
         run_kind: left out, `live`, and `replay` in a file: only `live` pages.
+        window: the values that led up to it.
     """
     names = spec.record.values
     assert len(names) == len(episode.observed), (names, episode)
@@ -180,6 +204,7 @@ def from_episode(
         model=version,
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
+        window=window,
     )
 
 
@@ -224,6 +249,21 @@ def _lineage(origin: Origin | None) -> dict[str, object] | None:
     return {"topic": partition.topic, "partition": partition.number, "offset": offset}
 
 
+def _window(window: Window | None) -> dict[str, object] | None:
+    if window is None:
+        return None
+    return {
+        "channel": window.channel,
+        "observed": _numbers(window.observed),
+        "expected": None if window.expected is None else _numbers(window.expected),
+        "step_ms": window.step_ms,
+    }
+
+
+def _numbers(values: F64) -> list[float | None]:
+    return [_number(each) for each in values.tolist()]
+
+
 def _number(value: float) -> float | None:
     """A number as JSON has it: DIGITS significant digits, or nothing."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
@@ -245,9 +285,9 @@ def _anomaly_words(alert: Alert) -> str:
     if alert.state == "resolved":
         return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}: {readings}."
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
-    odds = _odds(alert.tail_probability)
+    chance = odds(alert.tail_probability)
     again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
-    return f"{who} shows {noticed}{again}: {readings}; {odds} records of this key look like this."
+    return f"{who} shows {noticed}{again}: {readings}; {chance} records of this key look like this."
 
 
 def _missing_words(alert: Alert) -> str:
@@ -273,7 +313,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e9 else f"{value:.0f}"
 
 
-def _odds(p: float) -> str:
+def odds(p: float) -> str:
     """A probability as odds, e.g. "about 1 in 40 million"."""
     if not p > 1.0 / ODDS_MAX:
         return "fewer than 1 in a trillion"

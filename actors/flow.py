@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raywatch.actors.alerts import Alert, from_episode, from_silence
+from raywatch.actors.alerts import STEP_MS, WINDOW, Alert, Window, from_episode, from_silence
 from raywatch.actors.checkpoint import Arrays, Snapshot
 from raywatch.actors.decode import decode
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import Records, Reject
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models.decide import Decided, Decider
+from raywatch.models.decide import Decided, Decider, Episode
 from raywatch.models.history import Appended, History
 from raywatch.models.missing import Missing, Silence
-from raywatch.models.scorer import I32, I64, ModelSpec, Scores, Segments
+from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segments
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
 LAYOUT = 1  # Meaning of the arrays in a snapshot; raise it when one changes.
@@ -43,6 +43,7 @@ class Batch:
     counts: I32  # (K,)
     appended: Appended | None  # None: no record was left
     silences: list[Silence]
+    usual_ms: F64  # (N,) time between two records of the key, as of each record; 0: not known
     begin: dict[Partition, int]
     end: dict[Partition, int]
 
@@ -96,14 +97,15 @@ class Flow:
         silences: list[Silence] = []
         appended: Appended | None = None
         order, touched, counts = group(slots)
+        usual_ms = np.zeros(slots.shape[0])
         if slots.shape[0]:
             size = len(self.keys)
             self.history.ensure(size)
             self.missing.ensure(size)
             appended = self.history.append(touched, counts, records.values[order], model.levels)
-            silences = self.missing.observe(records.partition, slots, records.time_ms)
+            silences = self.missing.observe(records.partition, slots, records.time_ms, usual_ms)
         return Batch(
-            model, records, slots, order, touched, counts, appended, silences,
+            model, records, slots, order, touched, counts, appended, silences, usual_ms,
             dict(begin), dict(end),
         )  # fmt: skip
 
@@ -155,14 +157,17 @@ class Flow:
                 batch.appended,
                 scores,
             )
+            windows = Windows(self.spec.record.values, batch, batch.appended)
             for episode in decided.episodes:
                 at = int(batch.order[episode.index])
                 if self._speaks(records.partition[at], records.offset[at]):
                     where = self._lineage(records, at)
                     time_ms = int(records.time_ms[at])
                     key = self.keys.key(episode.slot)
-                    version = batch.model.version
-                    alert = from_episode(self.spec, key, time_ms, where, episode, version)
+                    alert = from_episode(
+                        self.spec, key, time_ms, where, episode, batch.model.version,
+                        window=windows.of(episode),
+                    )  # fmt: skip
                     alerts.append((at, alert))
         for silence in batch.silences:
             at = silence.index
@@ -250,3 +255,43 @@ class Flow:
             "missing": self.missing,
             "decider": self.decider,
         }
+
+
+class Windows:
+    """Cuts the windows of alerts out of a batch's segments; nothing is computed before the first.
+
+    A window looks back no farther than the history that the model asked for: what a batch holds
+    beyond it depends on where the batch was cut, and an alert must not.
+    """
+
+    def __init__(self, names: Sequence[str], batch: Batch, appended: Appended) -> None:
+        self._names, self._batch, self._appended = names, batch, appended
+        levels = appended.segments.levels
+        self._history = levels[0].history if levels and levels[0].name == FINE.name else 0
+
+    def of(self, episode: Episode) -> Window | None:
+        """The window of an alert; None for an end, and where the model looks back less far."""
+        if episode.kind == "resolved" or self._history < WINDOW - 1:
+            return None
+        batch, segments = self._batch, self._appended.segments
+        channel = int(np.argmax(episode.channel_share))
+        key = int(np.searchsorted(batch.touched, episode.slot))
+        among = episode.index - int(batch.counts[:key].sum(dtype=np.int64))
+        # Every key of a batch has new values on the fine level, so rows are keys times channels.
+        row = key * segments.channels + channel
+        values, begin, _ = segments.rows(0)
+        end = int(begin[row]) + self._history + among + 1
+        anchor = float(self._appended.anchor[row])
+        expected: F64 | None = None
+        if episode.lag > 0:
+            held = min(WINDOW, max(0, self._history + 1 - episode.lag))
+            past = values[end - episode.lag - held : end - episode.lag]
+            expected = np.full(WINDOW, np.nan)
+            expected[WINDOW - held :] = past.astype(np.float64) + anchor
+        usual_ms = round(float(batch.usual_ms[batch.order[episode.index]]))
+        return Window(
+            channel=self._names[channel],
+            observed=values[end - WINDOW : end].astype(np.float64) + anchor,
+            expected=expected,
+            step_ms=usual_ms if usual_ms > 0 else STEP_MS,
+        )

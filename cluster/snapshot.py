@@ -37,6 +37,7 @@ DETECTORS_MAX = 200
 JOURNAL_MAX = 100
 MARKS_MAX = 60
 LABEL_MAX = 24
+WINDOW_MAX = 1_024  # Values of a window that are drawn, the newest ones.
 MARK_KINDS = ("grow", "shrink", "rollout", "fault", "drill")
 
 
@@ -305,7 +306,30 @@ def _view(alert: Mapping[str, Any]) -> AlertView | None:
             for each in (cast("list[Any]", channels) if isinstance(channels, list) else [])
             if isinstance(each, Mapping)
         ),
+        window=_window_of(alert),
     )
+
+
+def _window_of(alert: Mapping[str, Any]) -> Window | None:
+    """The window of an alert, its values spaced as its key's records usually are."""
+    window, at_ms = alert.get("window"), alert.get("at_ms")
+    if not isinstance(window, Mapping) or type(at_ms) is not int:
+        return None
+    parts = cast("Mapping[str, Any]", window)
+    step_ms, observed = parts.get("step_ms"), _line(parts.get("observed"))
+    expected = _line(parts.get("expected"))
+    if type(step_ms) is not int or step_ms <= 0 or not observed:
+        return None
+    if len(expected) != len(observed):
+        expected = []
+    begin_ms = at_ms - step_ms * (len(observed) - 1)
+    return Window([begin_ms + step_ms * i for i in range(len(observed))], observed, expected)
+
+
+def _line(values: Any) -> list[float | None]:
+    """The newest values of a list from JSON."""
+    found = cast("list[Any]", values) if isinstance(values, list) else []
+    return [_measured(each) for each in found[-WINDOW_MAX:]]
 
 
 def _measured(value: Any) -> float | None:

@@ -173,9 +173,18 @@ def _advance(state: _State, p: int, clock: int, rule: _Rule) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _observe(partition: I32, slots: I32, time_ms: I64, rule: _Rule, state: _State, out: I64) -> int:
-    """A batch; returns the number of silences."""
+def _observe(
+    partition: I32,
+    slots: I32,
+    time_ms: I64,
+    rule: _Rule,
+    state: _State,
+    out: I64,
+    usual_ms: F64,
+) -> int:
+    """A batch; returns the number of silences. `usual_ms` is (N,), or empty: not asked for."""
     found = 0
+    asked = usual_ms.shape[0] > 0
     key = state.key
     for index in range(slots.shape[0]):
         slot, p, now = int(slots[index]), int(partition[index]), int(time_ms[index])
@@ -188,6 +197,8 @@ def _observe(partition: I32, slots: I32, time_ms: I64, rule: _Rule, state: _Stat
             out[found, FROM], out[found, AT] = key[slot, SINCE], now
             found += 1
         key[slot, COUNT] += 1
+        if asked:
+            usual_ms[index] = state.interval[slot]
         clock = _clock(state.partition, p, slot, now, rule.floor_ms)
         crossed = False
         if clock > state.partition[p, CLOCK]:
@@ -238,13 +249,17 @@ class Missing:
             self._state = _State(grown.key, grown.interval, old.partition, old.pace)
         self._slots = slots
 
-    def observe(self, partition: I32, slots: I32, time_ms: I64) -> list[Silence]:
+    def observe(
+        self, partition: I32, slots: I32, time_ms: I64, usual_ms: F64 | None = None
+    ) -> list[Silence]:
         """Hear N records in batch order (offset order within each partition).
 
         Args:
             partition: (N,) 0 .. partitions-1.
             slots: (N,) of the keys; -1 (the table is full) is passed over.
             time_ms: (N,) time of each record.
+            usual_ms: out, (N,) the usual interval of each record's key as of that record; left
+                as it is where none is known.
 
         Returns:
             Silences by index; those that one record showed, in the order in which their keys first
@@ -266,6 +281,7 @@ class Missing:
             self._rule,
             self._state,
             out,
+            np.empty(0) if usual_ms is None else usual_ms,
         )
         return [
             Silence(index, KINDS[kind], slot, since, at)

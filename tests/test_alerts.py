@@ -1,21 +1,38 @@
 """Goal: an alert is the same bytes whenever it is computed, under an id that outlives versions.
 
-Method: alerts made by hand from episodes and silences; their JSON parsed and compared.
+Method: alerts made by hand from episodes and silences; their JSON parsed and compared. Windows:
+three keys of two channels go through the stages of a lane, in batches of many sizes.
 """
 
 import base64
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from raywatch.actors.alerts import ANOMALY, MISSING, SCHEMA, alert_id, from_episode, from_silence
-from raywatch.actors.ports import Partition
+from raywatch.actors.alerts import (
+    ANOMALY,
+    MISSING,
+    SCHEMA,
+    WINDOW,
+    Window,
+    alert_id,
+    from_episode,
+    from_silence,
+)
+from raywatch.actors.flow import Flow, Windows
+from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Episode
 from raywatch.models.missing import Silence
+from raywatch.models.registry import build, shipped
+from raywatch.models.scorer import F64, ModelSpec, describe
+from raywatch.models.settings import DecideSettings
 
 SPEC = DetectorSpec("hosts", ("events",), RecordSpec(("cpu", "mem")), "lagbank")
 ORIGIN = (Partition("events", 3), 4_711)
@@ -64,6 +81,7 @@ def test_an_alert_says_everything_a_receiver_needs() -> None:
         "model": "lagbank@abc",
         "lineage": {"topic": "events", "partition": 3, "offset": 4_711},
         "run_kind": "live",
+        "window": None,
     }
     assert words == (
         "web-1 shows an unfamiliar short pattern: cpu is 97.25, expected about 41; "
@@ -181,3 +199,121 @@ def test_odds_are_said_as_people_say_them(p: float, odds: str) -> None:
 def test_a_component_without_a_phrase_is_named() -> None:
     words = from_episode(SPEC, b"k", AT, ORIGIN, replace(EPISODE, component="mine"), "m@1").words
     assert "k shows component mine: " in words
+
+
+# ---- windows --------------------------------------------------------------------------------
+
+ROWS, STEP_MS, KEYS = 900, 250, 3
+CLOCKED = DetectorSpec(
+    "hosts",
+    ("events",),
+    RecordSpec(("cpu", "mem"), key="host", time="ts"),
+    "lagbank",
+    decide=DecideSettings(warmup=300, probability=1e-3),
+)
+
+
+def world() -> F64:
+    """(ROWS, KEYS, 2): waves and noise; each key jumps in one channel, and misses some values."""
+    rng = np.random.default_rng(5)
+    at = np.arange(ROWS)[:, None, None]
+    values = 1e4 + 20.0 * np.sin(at / 9.0) + rng.standard_normal((ROWS, KEYS, 2))
+    for key in range(KEYS):
+        values[600 + 90 * key :, key, key % 2] += 60.0
+    values[100:ROWS:97, 1, 0] = math.nan
+    return values
+
+
+def said(values: F64, cuts: Sequence[int], model: ModelSpec | None = None) -> list[dict[str, Any]]:
+    """All alerts of the world, its records cut into batches of these sizes, over and over."""
+    scorer = build(shipped("lagbank"))
+    flow = Flow(CLOCKED, (ORIGIN[0],), model or describe(scorer))
+    records = [
+        json.dumps({"host": f"h{key}", "ts": STEP_MS * row, "cpu": cpu, "mem": mem}).replace(
+            "NaN", "null"
+        )
+        for row in range(ROWS)
+        for key, (cpu, mem) in enumerate(values[row].tolist())
+    ]
+    alerts: list[dict[str, Any]] = []
+    begin, turn = 0, 0
+    while begin < len(records):
+        part = [each.encode() for each in records[begin : begin + cuts[turn % len(cuts)]]]
+        size = len(part)
+        offset = np.arange(begin, begin + size)
+        fetched = Fetched(np.zeros(size, np.int32), offset, np.full(size, -1), [*part], [])
+        batch = flow.prepare(fetched, flow.model, begin={}, end={})
+        assert batch.segments is not None
+        finished = flow.finish(batch, scorer.score(batch.segments))
+        alerts += [json.loads(each.to_json()) for each in finished.alerts]
+        begin, turn = begin + size, turn + 1
+    return alerts
+
+
+def test_a_window_holds_the_values_up_to_the_record_and_those_one_lag_before() -> None:
+    values = world()
+    alerts = [each for each in said(values, [500]) if each["state"] != "resolved"]
+    assert {each["key"] for each in alerts} == {"h0", "h1", "h2"}
+    for alert in alerts:
+        key, row = int(alert["key"][1]), alert["at_ms"] // STEP_MS
+        window = alert["window"]
+        shares = [each["share"] for each in alert["channels"]]
+        channel = shares.index(max(shares))
+        assert window["channel"] == ("cpu", "mem")[channel]
+        assert window["step_ms"] == STEP_MS
+        series = values[:, key, channel]
+        filled = series[np.maximum.accumulate(np.where(np.isfinite(series), np.arange(ROWS), 0))]
+        # Models see float32 beside the first value; alerts say 9 digits of 10,000.
+        assert window["observed"] == pytest.approx(filled[row - 63 : row + 1].tolist(), abs=1e-4)
+        assert window["observed"][-1] == pytest.approx(
+            alert["channels"][channel]["observed"], abs=1e-4
+        )
+        lag = alert["lag"]
+        if lag == 0:
+            assert window["expected"] is None
+            continue
+        past = filled[row - 63 - lag : row + 1 - lag].tolist()
+        assert window["expected"] == pytest.approx(past, abs=1e-4)
+        expected = alert["channels"][channel]["expected"]
+        assert window["expected"][-1] == pytest.approx(expected, abs=1e-4)
+    assert any(each["lag"] for each in alerts)
+
+
+def test_a_window_is_the_same_wherever_batches_are_cut() -> None:
+    values = world()
+    whole = said(values, [ROWS * KEYS])
+    assert any(each["window"] for each in whole)
+    for cuts in ([1_000, 7, 300], [31], [700, 64]):
+        assert said(values, cuts) == whole
+
+
+def test_a_key_younger_than_its_window_begins_with_nothing() -> None:
+    window = Window("cpu", np.array([math.nan, 1.0 / 3.0]), None, 1_000)
+    alert = from_episode(SPEC, b"k", AT, ORIGIN, EPISODE, "m@1", window=window)
+    assert json.loads(alert.to_json())["window"] == {
+        "channel": "cpu",
+        "observed": [None, 0.333333333],
+        "expected": None,
+        "step_ms": 1_000,
+    }
+
+
+def test_what_is_over_and_what_is_silent_has_no_window() -> None:
+    alerts = said(world(), [600])
+    assert [each["window"] for each in alerts if each["state"] == "resolved"]
+    assert all(each["window"] is None for each in alerts if each["state"] == "resolved")
+    silent = from_silence(SPEC, b"web-1", ORIGIN, SILENCE, "m@1")
+    assert json.loads(silent.to_json())["window"] is None
+
+
+def test_a_model_that_looks_back_less_far_gives_no_window() -> None:
+    whole = describe(build(shipped("lagbank")))
+    flow = Flow(CLOCKED, (ORIGIN[0],), whole)
+    assert whole.levels[0].history >= WINDOW - 1
+    near = replace(whole, levels=(replace(whole.levels[0], history=WINDOW - 2),))
+    record = b'{"host":"h","ts":0,"cpu":1,"mem":2}'
+    one = Fetched(np.zeros(1, np.int32), np.zeros(1, np.int64), np.full(1, -1), [record], [])
+    batch = flow.prepare(one, near, begin={}, end={})
+    assert batch.appended is not None
+    episode = replace(EPISODE, index=0, slot=0)
+    assert Windows(("cpu", "mem"), batch, batch.appended).of(episode) is None
