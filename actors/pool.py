@@ -19,6 +19,7 @@ from raywatch.actors.ports import Clock, Ticket
 from raywatch.models.scorer import Scorer, Scores, Segments
 
 SHUN_S = 2.0  # A scorer that failed is not asked again for this long, if there is another.
+BUSY_FACTOR = 12.0  # A batch waits at a scorer that answers others for at most so many time-outs.
 RETRY_S = 0.02  # Pause before a batch without a scorer looks for one again.
 
 
@@ -77,6 +78,7 @@ class Members:
         self._load: dict[str, int] = {}
         self._shunned: dict[str, float] = {}
         self._failed: dict[str, str] = {}
+        self._answered: dict[str, float] = {}  # when each last answered any lane of this owner
         self.wrap = wrap  # turns a batch into what is sent; made once for all its tries
 
     def replace(self, members: Mapping[str, Member]) -> None:
@@ -85,6 +87,7 @@ class Members:
             self._members = dict(members)
             self._shunned = {n: t for n, t in self._shunned.items() if n in members}
             self._failed = {n: why for n, why in self._failed.items() if n in members}
+            self._answered = {n: t for n, t in self._answered.items() if n in members}
 
     def take(self, version: str) -> Member | None:
         """The least loaded member of this version, and count one batch on it."""
@@ -107,6 +110,13 @@ class Members:
             elif failed:
                 self._shunned[name] = self._clock.monotonic() + SHUN_S
                 self._failed[name] = failed
+            else:
+                self._answered[name] = self._clock.monotonic()
+
+    def answered(self, name: str) -> float:
+        """When a member last answered, in seconds of the clock; -inf where it never did."""
+        with self._lock:
+            return self._answered.get(name, float("-inf"))
 
     def versions(self) -> set[str]:
         """Versions that have a member."""
@@ -173,8 +183,11 @@ class RemotePool:
             self._again(job, str(error) or "died")
             return None
         if scores is None:
-            age = self._clock.monotonic() - job.since
-            if age > self._timeout_s:
+            now = self._clock.monotonic()
+            age, silent = now - job.since, now - self._members.answered(member.name)
+            # A scorer that answers others is busy, not hung: to send its queue again would double
+            # the work just when there is too much of it.
+            if min(age, silent) > self._timeout_s or age > BUSY_FACTOR * self._timeout_s:
                 self._again(job, f"no answer in {age:.1f} s")
             return None
         self._members.give_back(member.name)

@@ -27,9 +27,11 @@ from raywatch.models.scorer import ModelSpec
 HUNG_S = 6.0  # An actor that owes its report for this long is replaced.
 START_MAX_S = 300.0  # An actor that never reported is given up after this.
 DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
+ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
+BACKOFF_MAX_S = 30.0  # Longest pause between two starts of a version that does not start.
 STARTS_KEPT = 20
 
-Say = Callable[[Kind, str], None]
+Say = Callable[[Kind, str, str], None]  # kind, sentence, label of the mark on the page
 
 
 @dataclass(slots=True)
@@ -60,6 +62,10 @@ class Keeper:
         self.starts_s: list[float] = []
         self.blobs: dict[str, bytes] = {}
         self.deaths = 0
+        self.failed: dict[str, tuple[int, str]] = {}  # version -> starts that failed, why the last
+        self._failed_at: dict[str, float] = {}
+        self._awaited: set[str] = set()  # adopted, not heard of yet
+        self._began = clock.monotonic()
         self._roster = Roster(0, {}, {})
         self._rostered: dict[str, str] = {}
         self._numbers = 0
@@ -86,6 +92,24 @@ class Keeper:
             elif number:
                 self._numbers = max(self._numbers, int(number.group(1)))
                 self.scorers[name] = Scorer(name, "", now)
+        self._awaited = {*self.scorers, *self.seats.values()}
+
+    @property
+    def adopting(self) -> bool:
+        """Whether what an earlier supervisor left has yet to say what it is.
+
+        Until then nothing is started, drained or published: a scorer that has not spoken yet is
+        not a scorer that is missing. Bounded by ADOPT_S.
+        """
+        return bool(self._awaited)
+
+    def _hear(self, now: float) -> None:
+        """Strike off who spoke or died."""
+        reports = {**self.reports(), **self.scorer_reports()}
+        present = {*self.scorers, *self.seats.values()}
+        self._awaited = {n for n in self._awaited if n in present and n not in reports}
+        if now - self._began > ADOPT_S:
+            self._awaited = set()
 
     @staticmethod
     def _generation(name: str) -> int:
@@ -127,6 +151,9 @@ class Keeper:
         """One round; `wanted` scorers of the version in service, None while a rollout decides."""
         self._observe_scorers()
         self._observe_owners()
+        self._hear(self._clock.monotonic())
+        if self.adopting:
+            return
         if wanted is not None:
             self._size(self.target, wanted)
         self._end_drained()
@@ -139,7 +166,11 @@ class Keeper:
         ]
 
     def start(self, version: str) -> None:
-        """Start one scorer of a version."""
+        """Start one scorer of a version; later, where the last starts of it failed."""
+        count, _ = self.failed.get(version, (0, ""))
+        pause_s = min(BACKOFF_MAX_S, 0.5 * 2.0**count)
+        if count and self._clock.monotonic() - self._failed_at[version] < pause_s:
+            return
         self._numbers += 1
         name = f"{self.spec.name}.scorer-{self._numbers}"
         pool = self._deployment.pool
@@ -159,9 +190,12 @@ class Keeper:
             post = self._crew.posts[name]
             report = post.report
             if isinstance(report, ScorerReport) and scorer.ready is None:
+                # Of an adopted one only its own part of the start is known.
+                took_s = now - scorer.started if scorer.version else report.warm_s
                 scorer.ready, scorer.version = now, report.model.version
                 self.models[scorer.version] = report.model
-                self.starts_s = [*self.starts_s, now - scorer.started][-STARTS_KEPT:]
+                self.starts_s = [*self.starts_s, took_s][-STARTS_KEPT:]
+                self.failed.pop(scorer.version, None)
             why = post.gone
             if not why and scorer.ready is not None and post.silent_s(now) > HUNG_S:
                 why = f"it did not answer for {post.silent_s(now):.0f} s"
@@ -170,9 +204,14 @@ class Keeper:
             if why:
                 self._crew.end(name)
                 del self.scorers[name]
+                if scorer.ready is None:
+                    count, _ = self.failed.get(scorer.version, (0, ""))
+                    self.failed[scorer.version] = (count + 1, why)
+                    self._failed_at[scorer.version] = now
                 if scorer.draining is None:
                     self.deaths += 1
-                    self._say("fault", f"scorer {name} is gone ({why}); another takes its place")
+                    words = f"scorer {name} is gone ({why}); another takes its place"
+                    self._say("fault", words, "scorer lost")
 
     def _observe_owners(self) -> None:
         now = self._clock.monotonic()
@@ -186,7 +225,8 @@ class Keeper:
             never = post.heard is None and now - post.started > START_MAX_S
             if post.gone or hung or never:
                 why = post.gone or f"it did not answer for {post.silent_s(now):.0f} s"
-                self._say("fault", f"owner {name} is gone ({why}); its lanes get another owner")
+                words = f"owner {name} is gone ({why}); its lanes get another owner"
+                self._say("fault", words, "owner lost")
                 self.deaths += 1
                 # The old process may live on: its lanes are fenced by the new one's first act,
                 # so it is ended only when the new one works.
@@ -261,9 +301,9 @@ class Keeper:
             if report.roster < self._roster.number:
                 self._crew.enlist(name, self._roster, self._rostered)
 
-    def pool(self) -> Pool:
-        """The pool as a restarted owner asks for it."""
-        return self._crew.pool(self._roster, self._rostered)
+    def pool(self) -> Pool | None:
+        """The pool as a restarted owner asks for it; None while it is not known yet."""
+        return None if self.adopting else self._crew.pool(self._roster, self._rostered)
 
 
 def _state(scorer: Scorer) -> ScorerState:

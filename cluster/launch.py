@@ -11,7 +11,7 @@ from raywatch.actors import runtime as actors
 from raywatch.cluster import runtime
 from raywatch.cluster.deployment import Deployment
 from raywatch.cluster.supervisor import Supervisor
-from raywatch.models.errors import Unreachable
+from raywatch.models.errors import ArtifactError, ConfigError, Refused, Unreachable
 
 START_S = 120.0  # Loading models takes seconds; a node that has to be started takes minutes.
 STOP_S = 30.0
@@ -23,13 +23,25 @@ def start(
     wait_s: float = START_S,
     progress: Callable[[str], None] = lambda words: None,
 ) -> Any:
-    """The supervisor's handle, once every lane works. Idempotent. Raises Unreachable."""
+    """The supervisor's handle, once every lane works. Idempotent.
+
+    Raises Unreachable, ConfigError, and Refused where a deployment of another config runs.
+    """
     handle = actors.start_supervisor(Supervisor, (deployment,))
+    if runtime.call(handle, "digest", timeout_s=wait_s) != deployment.digest:
+        raise Refused(
+            "a deployment of another config runs on this Ray cluster",
+            hint="`raywatch deploy CONFIG --stop --yes` ends it; nothing is lost",
+        )
     until = time.monotonic() + wait_s
     said = ""
     while True:
         left = until - time.monotonic()
-        words = runtime.call(handle, "starting", timeout_s=max(1.0, left))
+        try:
+            words = runtime.call(handle, "starting", timeout_s=max(1.0, left))
+        except (ConfigError, ArtifactError):
+            runtime.end(handle)  # it has begun nothing, and the next one must not find it
+            raise
         if not words:
             return handle
         if words != said:

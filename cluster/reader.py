@@ -5,9 +5,12 @@ actors must not wait with it. Whatever could not be read stays unknown; nothing 
 """
 
 import json
+import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from raywatch.actors.ports import Clock, Log, Out, Partition, Source
@@ -17,6 +20,7 @@ from raywatch.models.errors import RaywatchError
 READ_S = 1.0
 ALERTS_KEPT = 2_000  # newest alerts of all detectors; the page shows open incidents of them
 WRITES_MAX = 10_000  # journal sentences that wait for a broker; older ones are dropped first
+CHUNK = 500  # sentences written in one go
 TAIL_MAX = 5_000  # alerts read in one go
 
 
@@ -39,7 +43,8 @@ class Reader:
         self.trouble = ""  # why the last reading failed
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS_KEPT)
         self.alerts_total = 0
-        self._writes: deque[Out] = deque(maxlen=WRITES_MAX)
+        self._writes: deque[Out] = deque()
+        self._writing = threading.Lock()  # one writer at a time: the order is part of the record
         self._tails: dict[str, Source] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -68,8 +73,27 @@ class Reader:
     def write(self, out: Out) -> None:
         """Write a record when the log takes it; does not wait."""
         self._writes.append(out)
+        while len(self._writes) > WRITES_MAX:
+            self._writes.popleft()
+
+    def write_now(self, out: Out) -> None:
+        """Write a record and all before it; it is durable on return. Raises Unreachable."""
+        self._writes.append(out)
+        try:
+            self._flush()
+        except RaywatchError:
+            with self._writing, suppress(ValueError):
+                self._writes.remove(out)  # whoever asked is told that it was not written
+            raise
 
     def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:
+            traceback.print_exception(error)
+            os._exit(1)  # a supervisor that no longer reads would call everything unknown for ever
+
+    def _read(self) -> None:
         while not self._closed.is_set():
             try:
                 self._round()
@@ -103,11 +127,14 @@ class Reader:
         self._read_alerts()
 
     def _flush(self) -> None:
-        while self._writes:
-            chunk = [self._writes[i] for i in range(min(len(self._writes), 500))]
-            self._log.write(chunk)
-            for _ in chunk:
-                self._writes.popleft()
+        with self._writing:
+            while self._writes:
+                chunk = [self._writes.popleft() for _ in range(min(len(self._writes), CHUNK))]
+                try:
+                    self._log.write(chunk)
+                except RaywatchError:
+                    self._writes.extendleft(reversed(chunk))
+                    raise
 
     def _read_alerts(self) -> None:
         for topic, detector in self._alert_topics.items():

@@ -91,13 +91,13 @@ class Crew:
 
     def adopt(self, prefix: str) -> list[str]:
         """Take over the actors that an earlier supervisor left."""
-        found = [n for n in list_named_actors() if n.startswith(prefix) and n not in self.posts]
-        for name in found:
-            try:
-                self._add(name, actors.find(name))
-            except Unreachable:
-                continue  # it died between the two calls
-        return sorted(found)
+        for name in list_named_actors():
+            if name.startswith(prefix) and name not in self.posts:
+                try:
+                    self._add(name, actors.find(name))
+                except Unreachable:
+                    continue  # it died between the two calls
+        return sorted(name for name in self.posts if name.startswith(prefix))
 
     def start_owner(
         self,
@@ -196,6 +196,8 @@ class Crew:
 def _cause(error: RayActorError) -> str:
     """One line of what Ray says in many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "creation task" in lines[0]:
+        return f"it did not start: {lines[-1]}"[:300]  # the last line of a traceback
     for line in lines:
         if "exit" in line.lower() or "kill" in line.lower():
             return line[:200]

@@ -2,7 +2,8 @@
 
 Level-triggered, about once a second. What must outlive the supervisor is in the audit topic: which
 version each detector is to serve, and the rollout under way. What runs is found by name. So a
-restart needs no special path, and takes nothing from owners or scorers, which go on meanwhile.
+restart needs no special path, and takes nothing from owners or scorers, which go on meanwhile. It
+begins when the audit topic was read: without brokers it waits for them, and says so.
 """
 
 import json
@@ -10,82 +11,36 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from typing import Any
 
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import Pool, open_log
 from raywatch.actors.store import open_store
-from raywatch.cluster import journal, rollout, scale
+from raywatch.cluster import journal, rollout
 from raywatch.cluster.deployment import Deployment, Detection, artifact_name
 from raywatch.cluster.keeper import Keeper
-from raywatch.cluster.lag import LagWindow, is_known, lag_now, rates
 from raywatch.cluster.metrics import Metrics
 from raywatch.cluster.page import Page
 from raywatch.cluster.reader import Reader
 from raywatch.cluster.runtime import Crew
 from raywatch.cluster.view import View
-from raywatch.models.errors import ConfigError, Refused, Unreachable
+from raywatch.cluster.watch import Watch
+from raywatch.models.errors import (
+    ArtifactError,
+    ConfigError,
+    RaywatchError,
+    Refused,
+    Unreachable,
+)  # fmt: skip
 
 TICK_S = 0.5
 ASK_S = 0.3  # Longest wait for reports in a tick: the slow ones come with a later one.
-AUDIT_MAX = 200_000  # Audit records read at a start, newest first to be kept.
-
-
-class Watch:
-    """One detector: its keeper, its scale memory, its rollout."""
-
-    def __init__(self, detection: Detection, keeper: Keeper, settings: scale.ScaleSettings) -> None:
-        self.detection, self.spec, self.keeper = detection, detection.spec, keeper
-        self.settings = settings
-        self.memory = scale.Memory()
-        self.decision = scale.Decision(settings.scorers_min, "hold: starting")
-        self.rollout: rollout.Rollout | None = None
-        self.busy: dict[str, float] = {}  # scorer -> share of its time, over about the last second
-        self._looked: dict[str, tuple[float, float]] = {}  # scorer -> busy_s, age_s then
-
-    @property
-    def rolling(self) -> bool:
-        """Whether a rollout is under way."""
-        return self.rollout is not None and not self.rollout.over
-
-    def observe(self, now: float, reader: Reader) -> scale.Observation:
-        """The pool and its work as of now."""
-        windows = list(reader.windows[self.spec.group].values())
-        reports = self.keeper.scorer_reports()
-        speed: list[float] = []
-        for name, report in reports.items():
-            before_busy, before_age = self._looked.get(name, (0.0, report.warm_s))
-            if report.age_s - before_age >= 1.0:
-                share = (report.busy_s - before_busy) / (report.age_s - before_age)
-                self.busy[name] = min(1.0, max(0.0, share))
-                self._looked[name] = (report.busy_s, report.age_s)
-            if report.busy_s > 0.05 and report.records:
-                speed.append(report.records / report.busy_s)
-        self._looked = {n: v for n, v in self._looked.items() if n in reports}
-        self.busy = {n: v for n, v in self.busy.items() if n in reports}
-        serving, _, _ = self.keeper.counted()
-        pending = [
-            now - s.started
-            for s in self.keeper.scorers.values()
-            if s.ready is None and s.draining is None
-        ]
-        return scale.Observation(
-            t=now,
-            read_t=reader.read_t,
-            backlog=[_backlog(w, now) for w in windows],
-            rate=[rates(w).arrivals_per_s for w in windows],
-            ready=serving,
-            pending_age_s=pending,
-            busy=list(self.busy.values()),
-            records_per_busy_s=speed,
-            starts_s=self.keeper.starts_s,
-            rollout=self.rolling,
-        )
-
-
-def _backlog(window: LagWindow, now: float) -> float | None:
-    return float(lag_now(window)) if is_known(window, now) else None
+AUDIT_MAX = 200_000  # Newest audit records that are read at a start.
+AGAIN_S = 3_600.0  # What must be remembered is written again this often: it stays among those.
+PAGE_AGAIN_S = 10.0  # Between two attempts to have the page's port.
+BEGIN_S = 2.0  # Between two attempts to begin.
 
 
 class Supervisor:
@@ -108,11 +63,10 @@ class Supervisor:
         )
         self.audit = specs[0].audit
         self.watches: dict[str, Watch] = {}
+        self._stuck: RaywatchError = Unreachable(f"topic `{self.audit}` is being read")
+        self._noted = self._tried = self.began
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        told = self._read_audit()
-        for detection in deployment.detections:
-            self.watches[detection.spec.name] = self._watch(detection, told)
         self._latest: dict[str, Any] = {}
         self.view = View(self)
         self.metrics = Metrics()
@@ -120,34 +74,56 @@ class Supervisor:
             self.snapshot, self.metrics.render, deployment.page_host, deployment.page_port,
             deployment.page_token,
         )  # fmt: skip
-        self._url = self.page.start()
-        for note in deployment.notes:
-            self.say("info", note)
-        self.say("start", f"watches {', '.join(s.name for s in specs)}")
-        self.reader.start()
+        self._url = ""
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
     # ---- starting --------------------------------------------------------------------------
 
-    def _watch(self, detection: Detection, told: dict[str, dict[str, Any]]) -> Watch:
-        def say(kind: journal.Kind, words: str) -> None:
-            self.say(kind, words, detector=detection.spec.name)
+    def _begin(self) -> bool:
+        """Learn what was decided before, take over what runs. Whether that was possible."""
+        try:
+            told, sentences = self._read_audit()
+            watches = {d.spec.name: self._watch(d, told) for d in self.deployment.detections}
+        except RaywatchError as error:
+            self._stuck = error
+            return False
+        adopted = sum(len(w.keeper.scorers) + len(w.keeper.seats) for w in watches.values())
+        trouble = self._open_page()
+        if trouble is not None and not adopted:
+            self._stuck = trouble
+            return False
+        for sentence in sentences:
+            self._remember(sentence)
+        with self._lock:
+            self.watches = watches
+        for note in self.deployment.notes:
+            self.say("info", note)
+        found = f"; {adopted} actors run already" if adopted else ""
+        label = "supervisor" if adopted else "start"
+        self.say("start", f"watches {', '.join(watches)}{found}", label=label)
+        if trouble is not None:
+            self.say("fault", f"no page until that has changed: {trouble.message}")
+        for name, watch in watches.items():
+            if name in told:
+                self._note(watch)
+        self.reader.start()
+        return True
 
-        pool = self.deployment.pool
-        settings = scale.ScaleSettings(
-            scorers_min=pool.min,
-            scorers_max=pool.max,
-            promise_s=pool.promise_s,
-            busy_target=pool.busy_target,
-            busy_max=max(pool.busy_target, scale.ScaleSettings().busy_max),
-            hold_min_s=pool.hold_s,
-            hold_max_s=max(pool.hold_s, scale.ScaleSettings().hold_max_s),
-            cold_s=scale.ScaleSettings().warm_s,
-            tick_s=pool.tick_s,
-        )
+    def _open_page(self) -> ConfigError | None:
+        """Serve the page; what runs is watched over without one, too."""
+        try:
+            self._url = self.page.start()
+        except ConfigError as error:
+            return error
+        return None
+
+    def _watch(self, detection: Detection, told: dict[str, dict[str, Any]]) -> Watch:
+        def say(kind: journal.Kind, words: str, label: str) -> None:
+            self.say(kind, words, detector=detection.spec.name, label=label)
+
         keeper = Keeper(self.deployment, detection, self.crew, self.clock, say)
-        watch = Watch(detection, keeper, settings)
+        watch = Watch(detection, keeper, self.deployment.pool)
         last = told.get(detection.spec.name, {})
         if last.get("configured") == detection.version and last.get("target"):
             keeper.target = str(last["target"])
@@ -156,7 +132,7 @@ class Supervisor:
             if isinstance(under_way, dict):
                 found = rollout.of_fields(under_way, self.clock.monotonic())
                 if found is not None and not found.over:
-                    watch.rollout = found
+                    watch.begin(found)
                     keeper.lanes = self._lanes_of(last, detection, found)
         for version in {keeper.target, *keeper.lanes.values()} | self._versions(watch):
             keeper.blobs[version] = self._blob(version)
@@ -183,9 +159,10 @@ class Supervisor:
             )
         return blob
 
-    def _read_audit(self) -> dict[str, dict[str, Any]]:
-        """The newest `serve` record of each detector: which version it is to serve."""
+    def _read_audit(self) -> tuple[dict[str, dict[str, Any]], list[journal.Entry]]:
+        """The newest `serve` record of each detector, and the newest sentences, oldest first."""
         told: dict[str, dict[str, Any]] = {}
+        sentences: deque[journal.Entry] = deque(maxlen=500)
         partitions = [Partition(self.audit, n) for n in range(self.log.topics().get(self.audit, 0))]
         bounds = self.log.bounds(partitions)
         source = self.log.source("", partitions)
@@ -201,15 +178,17 @@ class Supervisor:
                         told[str(entry.get("detector"))] = entry
                     sentence = journal.of_json(value)
                     if sentence is not None:
-                        self.journal.take(sentence)
+                        sentences.append(sentence)
         finally:
             source.close()
-        return told
+        return told, list(sentences)
 
     # ---- the loop --------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
+            while not self._closing.is_set() and not self._begin():
+                self._closing.wait(BEGIN_S)
             while not self._closing.is_set():
                 began = time.monotonic()
                 with self._lock:
@@ -224,30 +203,42 @@ class Supervisor:
         self.crew.ask(ASK_S)
         now = self.clock.monotonic()
         for watch in self.watches.values():
+            adopting = watch.keeper.adopting
+            watch.keeper.tick(None if watch.rolling else watch.decision.scorers)
+            if watch.keeper.adopting:
+                continue
+            if adopting:
+                watch.recall()
             if watch.rolling:
-                watch.keeper.tick(None)
                 self._roll(watch, now)
-            else:
-                watch.keeper.tick(watch.decision.scorers)
             self._scale(watch, now)
+        if not self._url and now - self._tried > PAGE_AGAIN_S:
+            self._tried = now
+            self._open_page()
+        if now - self._noted > AGAIN_S:
+            self._noted = now
+            for watch in self.watches.values():
+                self._note(watch)
         self._latest = self.view.snapshot(self.clock.now_ms(), now)
         self.metrics.update(self._latest)
 
     def _scale(self, watch: Watch, now: float) -> None:
-        seen = watch.observe(now, self.reader)
-        if not seen.ready and not watch.memory.target:
-            return  # nothing has served yet: the pool starts at its minimum
-        decision, watch.memory = scale.decide(seen, watch.memory, watch.settings)
+        decision, before = watch.decide(now, self.reader)
         if decision.kind != "hold":
-            self.say(decision.kind, decision.reason, detector=watch.spec.name, n=decision.scorers)
-        watch.decision = decision
+            n, why = decision.scorers, decision.reason.partition(": ")[2]
+            words = f"{decision.kind}: {before} to {n} scorers; {why}"
+            label = f"{n - before:+d} scorer{'s' if abs(n - before) != 1 else ''}"
+            self.say(decision.kind, words, detector=watch.spec.name, n=n, label=label)
 
     def _roll(self, watch: Watch, now: float) -> None:
         assert watch.rollout is not None
         keeper = watch.keeper
-        seen = rollout.RolloutSeen(
-            t=now, size=max(1, watch.decision.scorers), scorers=keeper.seen(), lanes=keeper.lanes
-        )
+        seen = watch.rollout_seen(now, self.reader)
+        broken = watch.broken()
+        if broken:
+            watch.rollout, steps = rollout.back(watch.rollout, now, broken, person=False)
+            self._say_steps(watch, steps)
+            self._note(watch)
         before = watch.rollout
         watch.rollout, steps = rollout.step(before, seen)
         changed = watch.rollout.phase is not before.phase
@@ -261,14 +252,24 @@ class Supervisor:
                 case rollout.DrainScorer(name):
                     keeper.drain(name)
                 case rollout.Say(words):
-                    self.say("rollout", words, detector=watch.spec.name)
+                    over = {"closes": watch.rollout.after} if watch.rollout.over else {}
+                    self.say("rollout", words, detector=watch.spec.name, **over)
         if watch.rollout.over:
             keeper.target = watch.rollout.toward
         if changed:
             self._note(watch)
 
-    def _note(self, watch: Watch) -> None:
-        """Write down what another supervisor would have to know."""
+    def _say_steps(self, watch: Watch, steps: list[rollout.Step]) -> str:
+        words = " ".join(s.words for s in steps if isinstance(s, rollout.Say))
+        if words:
+            self.say("rollout", words, detector=watch.spec.name)
+        return words
+
+    def _note(self, watch: Watch, *, now: bool = False) -> None:
+        """Write down what another supervisor would have to know.
+
+        `now`: durable on return, raises Unreachable; else when the log takes it.
+        """
         keeper = watch.keeper
         entry = {
             "schema": "raywatch.audit/1",
@@ -280,13 +281,22 @@ class Supervisor:
             "lanes": {str(lane): version for lane, version in keeper.lanes.items()},
             "rollout": rollout.to_fields(watch.rollout) if watch.rollout else None,
         }
-        self.reader.write(Out(self.audit, watch.spec.name.encode(), json.dumps(entry).encode()))
+        out = Out(self.audit, watch.spec.name.encode(), json.dumps(entry).encode())
+        (self.reader.write_now if now else self.reader.write)(out)
 
     def say(self, kind: journal.Kind, words: str, **fields: journal.Value) -> None:
         """A sentence for the journal, the audit topic and the log."""
-        entry = self.journal.add(self.clock.now_ms(), kind, words, **fields)
+        entry = journal.Entry(self.clock.now_ms(), kind, words[: journal.WORDS_MAX], fields)
+        self._remember(entry)
         self.reader.write(Out(self.audit, b"journal", journal.to_json(entry)))
         print(json.dumps({"kind": kind, "words": words, **fields}), flush=True)
+
+    def _remember(self, entry: journal.Entry) -> None:
+        """Into the journal; a sentence that ends something ends its mark on the page."""
+        self.journal.take(entry)
+        closes = entry.fields.get("closes")
+        if isinstance(closes, str):
+            self.journal.close(entry.kind, closes, entry.at_ms)
 
     # ---- what others ask -------------------------------------------------------------------
 
@@ -297,9 +307,18 @@ class Supervisor:
             return watch.keeper.pool() if watch is not None else None
 
     def starting(self) -> str:
-        """What is still missing before every lane works; empty when nothing is."""
+        """What is still missing before every lane works; empty when nothing is.
+
+        Raises ConfigError or ArtifactError where it cannot begin before that was changed.
+        """
         with self._lock:
+            if not self.watches:
+                if isinstance(self._stuck, ConfigError | ArtifactError):
+                    raise self._stuck
+                return self._stuck.message
             for watch in self.watches.values():
+                if watch.keeper.adopting:
+                    return f"{watch.spec.name}: what runs already says what it is"
                 serving, starting, _ = watch.keeper.counted()
                 if not serving:
                     return f"{watch.spec.name}: {starting} scorers load their model"
@@ -330,6 +349,10 @@ class Supervisor:
                 found[name] = {"pid": report.pid, "report": report}
             return found
 
+    def digest(self) -> str:
+        """Of the config that it was made of."""
+        return self.deployment.digest
+
     def pid(self) -> int:
         """Its process."""
         return os.getpid()
@@ -347,11 +370,20 @@ class Supervisor:
             if version == watch.keeper.target:
                 raise Refused(f"`{version}` is what `{watch.spec.name}` serves already")
             watch.keeper.blobs[version] = self._blob(version)
+            watch.keeper.failed.pop(version, None)
+            before = watch.rollout
             now = self.clock.monotonic()
-            watch.rollout, steps = rollout.begin(watch.keeper.target, version, now)
+            found, steps = rollout.begin(watch.keeper.target, version, now)
+            watch.begin(found)
+            try:
+                self._note(watch, now=True)
+            except Unreachable:
+                watch.rollout = before
+                self._note(watch)  # if the first one was written after all, this one counts
+                raise
             words = " ".join(s.words for s in steps if isinstance(s, rollout.Say))
-            self.say("rollout", f"{words} (asked by {who})", detector=watch.spec.name)
-            self._note(watch)
+            asked = f"{words} (asked by {who})"
+            self.say("rollout", asked, detector=watch.spec.name, label=version)
             return words
 
     def rollout_abort(self, detector: str, who: str) -> str:
@@ -363,9 +395,8 @@ class Supervisor:
             assert watch.rollout is not None
             now = self.clock.monotonic()
             watch.rollout, steps = rollout.back(watch.rollout, now, f"asked by {who}", person=True)
-            words = " ".join(s.words for s in steps if isinstance(s, rollout.Say))
+            words = self._say_steps(watch, steps)
             if words:
-                self.say("rollout", words, detector=watch.spec.name)
                 self._note(watch)
             return words or "it goes back already"
 
@@ -386,6 +417,8 @@ class Supervisor:
             }
 
     def _one(self, detector: str) -> Watch:
+        if not self.watches:
+            raise Unreachable(self._stuck.message, hint="the supervisor has not begun yet")
         if not detector and len(self.watches) == 1:
             return next(iter(self.watches.values()))
         if detector not in self.watches:
@@ -397,11 +430,13 @@ class Supervisor:
         """End everything: owners finish and commit first. Returns what did not end in time."""
         self._closing.set()
         self._thread.join(5.0)
-        self.say("info", "stops: owners finish and commit")
+        if self.watches:
+            self.say("info", "stops: owners finish and commit")
         late = self.crew.stop_owners(wait_s)
         for name in list(self.crew.posts):
             self.crew.end(name)
-        self.reader.close()
+        if self.watches:
+            self.reader.close()
         self.page.close()
         return late
 

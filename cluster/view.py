@@ -27,7 +27,8 @@ from raywatch.cluster.views import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from raywatch.cluster.supervisor import Supervisor, Watch
+    from raywatch.cluster.supervisor import Supervisor
+    from raywatch.cluster.watch import Watch
 
 AXIS = Axis(n=180, step_s=5.0)
 DAY_MS = 86_400_000

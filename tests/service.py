@@ -6,14 +6,15 @@ processes of their own. Its log is real Kafka or the embedded log behind an acto
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raywatch.actors import runtime as actors
-from raywatch.actors.ports import Log, Partition
+from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import LogSpec
 from raywatch.cluster import launch, runtime
 from raywatch.cluster.config import Config
@@ -102,6 +103,15 @@ class Service:
         """Sentences of the journal, newest first."""
         return [entry["words"] for entry in self.call("snapshot").get("journal", [])]
 
+    def opened(self) -> dict[int, tuple[str, int]]:
+        """lane -> (epoch of its owner's process, times it was opened in it)."""
+        found = {n: p["report"] for n, p in self.posts().items() if ".owner-" in n}
+        return {
+            lane.lane: (report.epoch, lane.opened)
+            for report in found.values()
+            for lane in report.lanes
+        }
+
     def stop(self) -> list[str]:
         """End it. Returns owners that did not finish in time."""
         late: list[str] = []
@@ -111,6 +121,45 @@ class Service:
             self.handle = None
         self.log.close()
         return late
+
+
+class Feed:
+    """Writes records of one topic at a rate that may be changed, from a thread of its own."""
+
+    def __init__(
+        self, log: Log, topic: str, keys: Sequence[bytes], values: Sequence[bytes], rate: float
+    ) -> None:
+        """`rate`: records a second."""
+        self.rate, self.sent = rate, 0
+        self._out = [Out(topic, key, value) for key, value in zip(keys, values, strict=True)]
+        self._log = log
+        self._closed = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def __enter__(self) -> "Feed":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join(60.0)
+        assert self._error is None, self._error
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        due, before = 0.0, time.monotonic()
+        try:
+            while not self._closed.wait(0.02):
+                now = time.monotonic()
+                due = min(due + self.rate * (now - before), 2.0 * self.rate)
+                before = now
+                chunk = self._out[self.sent : self.sent + int(due)]
+                self._log.write(chunk)
+                self.sent += len(chunk)
+                due -= len(chunk)
+        except BaseException as error:
+            self._error = error
 
 
 def until(true: Callable[[], bool], wait_s: float = 30.0) -> None:
