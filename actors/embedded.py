@@ -89,7 +89,7 @@ class _Partition:
         self.keys.append(out.key)
         self.values.append(out.value)
         self.headers.append(out.headers)
-        self.size += len(out.key) + len(out.value)
+        self.size += len(out.key) + len(out.value or b"")
         self.end += 1
 
     def drop(self, first: int, last: int) -> None:

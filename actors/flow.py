@@ -93,7 +93,8 @@ class Flow:
         records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
         slots = self.keys.intern(records)
         if slots.shape[0] and int(slots.min()) < 0:
-            records, slots = self._without_new_keys(records, slots)
+            values = _values(fetched, records) if isinstance(fetched, Fetched) else []
+            records, slots = self._without_new_keys(records, slots, values)
         silences: list[Silence] = []
         appended: Appended | None = None
         order, touched, counts = group(slots)
@@ -109,8 +110,13 @@ class Flow:
             dict(begin), dict(end),
         )  # fmt: skip
 
-    def _without_new_keys(self, records: Records, slots: I32) -> tuple[Records, I32]:
-        """Reject the records of keys for which the lane has no room."""
+    def _without_new_keys(
+        self, records: Records, slots: I32, values: Sequence[bytes | None]
+    ) -> tuple[Records, I32]:
+        """Reject the records of keys for which the lane has no room.
+
+        `values`: (N,) what each record was decoded from; empty for records of a file.
+        """
         rejects = list(records.rejects)
         for index in np.flatnonzero(slots < 0).tolist():
             key = records.key(index)
@@ -120,7 +126,7 @@ class Flow:
                     int(records.offset[index]),
                     "too many keys",
                     f"the lane holds `{self.spec.keys_max}` keys; new key `{key[:200]!r}`",
-                    key,
+                    values[index] if values else None,
                 )
             )
         keep = np.flatnonzero(slots >= 0)
@@ -295,3 +301,12 @@ class Windows:
             expected=expected,
             step_ms=usual_ms if usual_ms > 0 else STEP_MS,
         )
+
+
+def _values(fetched: Fetched, records: Records) -> list[bytes | None]:
+    """(N,) what each decoded record was decoded from."""
+    if not records.rejects:
+        return fetched.values
+    bad = {(reject.partition, reject.offset) for reject in records.rejects}
+    places = zip(fetched.partition.tolist(), fetched.offset.tolist(), strict=True)
+    return [v for v, place in zip(fetched.values, places, strict=True) if place not in bad]

@@ -64,7 +64,7 @@ class Out:
 
     topic: str
     key: bytes
-    value: bytes
+    value: bytes | None  # None is a tombstone
     headers: Headers = ()
 
 
