@@ -31,6 +31,7 @@ from raywatch.models.warm import warm
 
 NAMESPACE = "raywatch"
 SUPERVISOR = "supervisor"
+HEAD = {"node:__internal_head__": 0.001}  # Ray gives 1.0 of it to the head, and to no other.
 INLINE_BYTES_MAX = 100_000  # Larger arguments go to the object store once, and are shared from it.
 BROKER_CALL_S = 30.0
 
@@ -248,7 +249,11 @@ def start_owner(
 ) -> Any:
     """Create an owner, or find the one that has this name."""
     actor: Any = ray.remote(
-        max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 4}, num_cpus=cpus
+        max_restarts=-1,
+        max_task_retries=0,
+        concurrency_groups={"control": 4},
+        num_cpus=cpus,
+        scheduling_strategy="SPREAD",  # a machine that is lost takes few lanes with it
     )(OwnerActor)
     return actor.options(**_named(name)).remote(name, spec, lanes, log, store, score_timeout_s)
 
@@ -271,11 +276,15 @@ def start_broker(name: str) -> Any:
     return actor.options(**_named(name)).remote()
 
 
-def start_supervisor(cls: type, arguments: tuple[Any, ...], *, cpus: float = 0.1) -> Any:
-    """Create the supervisor, or find the one that runs."""
-    actor: Any = ray.remote(max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=cpus)(
-        cls
-    )
+def start_supervisor(cls: type, arguments: tuple[Any, ...]) -> Any:
+    """Create the supervisor, or find the one that runs.
+
+    It runs on the head, also where that has no CPUs: the page has one place, and no machine that
+    scores takes it down. Without its head a Ray cluster is over in any case.
+    """
+    actor: Any = ray.remote(
+        max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=0, resources=HEAD
+    )(cls)
     return actor.options(**_named(SUPERVISOR)).remote(*arguments)
 
 

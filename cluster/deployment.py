@@ -16,7 +16,8 @@ from raywatch.actors.store import open_store
 from raywatch.cluster import assign
 from raywatch.cluster.config import Config, Pool
 from raywatch.cluster.connect import sample_fields
-from raywatch.models.artifact import pack
+from raywatch.cluster.growth import added
+from raywatch.models.artifact import Artifact, pack
 from raywatch.models.errors import ConfigError, Refused
 from raywatch.models.registry import Registry
 
@@ -78,31 +79,49 @@ def artifact_name(version: str) -> str:
 
 
 def prepare(
-    config: Config, log: Log, spec: LogSpec, *, name: str = "raywatch", path: str = "CONFIG"
+    config: Config,
+    log: Log,
+    spec: LogSpec,
+    *,
+    name: str = "raywatch",
+    path: str = "CONFIG",
+    provide: bool = True,
 ) -> Deployment:
-    """Check, create topics, put the models into the store.
+    """Check and, to `provide`, create topics and put the models into the store.
 
     Raises ConfigError (something must change), Refused (a live group), Unreachable.
     """
     notes: list[str] = []
     topics = log.topics()
-    store = open_store(store_url(config.store))
     registry = Registry(Path(config.models))
     detections: list[Detection] = []
+    artifacts: dict[str, Artifact] = {}
     for detector in config.detectors:
         fields = sample_fields(log, detector) if detector.record.patterns else None
         lane_spec = config.spec(detector.name, fields)
         partitions = _partitions(lane_spec, topics)
         _refuse_members(log, lane_spec)
+        new = added(partitions, log.committed(lane_spec.group, partitions))
+        if new:
+            notes.append(
+                f"{lane_spec.name}: {len(new)} partitions were added, and are read from "
+                "their beginning"
+            )
+            lane_spec = replace(lane_spec, added=tuple(new))
         artifact = registry.resolve(lane_spec.model)
-        store.put(artifact_name(artifact.version), pack(artifact))
+        artifacts[artifact.version] = artifact
         lanes = assign.lanes(partitions, lane_spec.lanes)
         if len(lanes) < lane_spec.lanes:
             notes.append(f"{lane_spec.name}: {len(lanes)} lanes, there are no more partitions")
         detections.append(Detection(lane_spec, lanes, artifact.version))
-        for topic in (lane_spec.alerts, lane_spec.rejects):
-            _create(log, topic, topics, ALERT_TOPIC)
-    _create(log, config.audit, topics, AUDIT_TOPIC)
+    if provide:  # after every check: what is refused leaves nothing behind
+        store = open_store(store_url(config.store))
+        for version, artifact in artifacts.items():
+            store.put(artifact_name(version), pack(artifact))
+        for each in detections:
+            for topic in (each.spec.alerts, each.spec.rejects):
+                _create(log, topic, topics, ALERT_TOPIC)
+        _create(log, config.audit, topics, AUDIT_TOPIC)
     mode = _mode(log)
     if mode:
         notes.append(f"no transactions here ({mode}): at least once, with deterministic alert ids")

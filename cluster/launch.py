@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raywatch.actors import runtime as actors
+from raywatch.actors.ports import Partition
 from raywatch.cluster import runtime
 from raywatch.cluster.deployment import Deployment
 from raywatch.cluster.supervisor import Supervisor
@@ -15,6 +16,7 @@ from raywatch.models.errors import ArtifactError, ConfigError, Refused, Unreacha
 
 START_S = 120.0  # Loading models takes seconds; a node that has to be started takes minutes.
 STOP_S = 30.0
+GONE_S = 10.0  # Until the name of an actor that was ended is free again.
 
 
 def start(
@@ -25,14 +27,16 @@ def start(
 ) -> Any:
     """The supervisor's handle, once every lane works. Idempotent.
 
+    Where partitions were added to a topic since, what runs is ended first: lanes keep the ones they
+    have, and no two owners may differ about who has which.
+
     Raises Unreachable, ConfigError, and Refused where a deployment of another config runs.
     """
     handle = actors.start_supervisor(Supervisor, (deployment,))
-    if runtime.call(handle, "digest", timeout_s=wait_s) != deployment.digest:
-        raise Refused(
-            "a deployment of another config runs on this Ray cluster",
-            hint="`raywatch deploy CONFIG --stop --yes` ends it; nothing is lost",
-        )
+    _refuse_another(handle, deployment, wait_s)
+    if new := added(handle, deployment):
+        progress(f"{len(new)} partitions were added: it stops, and starts again with them")
+        handle = _anew(handle, deployment)
     until = time.monotonic() + wait_s
     said = ""
     while True:
@@ -50,9 +54,43 @@ def start(
         if left <= 0:
             raise Unreachable(
                 f"not every lane worked within {wait_s:.0f} s: {words}",
-                hint="`raywatch status` and the journal say more; the service goes on starting",
+                hint="it goes on starting; `raywatch status` says more, and `ray status` what "
+                "no machine has room for",
             )
         time.sleep(0.1)
+
+
+def runs(deployment: Deployment) -> bool:
+    """Whether it runs there already. Raises Refused where one of another config does."""
+    handle = runtime.deployed()
+    if handle is None:
+        return False
+    _refuse_another(handle, deployment, STOP_S)
+    return True
+
+
+def added(handle: Any, deployment: Deployment) -> list[Partition]:
+    """Partitions of a deployment that the one that runs does not watch."""
+    watched = runtime.call(handle, "partitions")
+    return [p for d in deployment.detections for p in d.partitions if p not in watched[d.spec.name]]
+
+
+def _anew(handle: Any, deployment: Deployment) -> Any:
+    """End what runs and start a deployment in its place."""
+    stop(handle)
+    runtime.end(handle)
+    until = time.monotonic() + GONE_S
+    while runtime.deployed() is not None and time.monotonic() < until:
+        time.sleep(0.05)
+    return actors.start_supervisor(Supervisor, (deployment,))
+
+
+def _refuse_another(handle: Any, deployment: Deployment, wait_s: float) -> None:
+    if runtime.call(handle, "digest", timeout_s=wait_s) != deployment.digest:
+        raise Refused(
+            "a deployment of another config runs on this Ray cluster",
+            hint="`raywatch deploy CONFIG --stop --yes` ends it; nothing is lost",
+        )
 
 
 def stop(handle: Any, *, wait_s: float = STOP_S) -> list[str]:

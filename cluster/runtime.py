@@ -6,6 +6,7 @@ decided elsewhere (`supervisor.py` and the pure functions that it calls).
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,10 @@ def connect(address: str) -> None:
             address=address, log_to_driver=False, logging_level=logging.ERROR,
             namespace=actors.NAMESPACE,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        why = " ".join(str(error).split())
         raise Unreachable(
-            f"no Ray cluster answered at `{address}`: {error}".splitlines()[0],
+            f"no Ray cluster answered at `{address}`: {why[:300]}",
             hint="start one with `ray up configs/ray-local.yaml`, or `ray start --head`; with "
             "token authentication the token must be on this machine too",
         ) from error
@@ -197,7 +199,8 @@ def _cause(error: RayActorError) -> str:
     """One line of what Ray says in many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "creation task" in lines[0]:
-        return f"it did not start: {lines[-1]}"[:300]  # the last line of a traceback
+        # The last line of a traceback, without the module of our own errors.
+        return re.sub(r"^raywatch\.models\.errors\.", "", lines[-1])[:300]
     for line in lines:
         if "exit" in line.lower() or "kill" in line.lower():
             return line[:200]
@@ -210,6 +213,26 @@ def _cause(error: RayActorError) -> str:
 def supervisor() -> Any:
     """The handle of the running supervisor. Raises Unreachable."""
     return actors.find(actors.SUPERVISOR)
+
+
+def deployed() -> Any:
+    """The handle of the running supervisor, or None."""
+    return supervisor() if actors.SUPERVISOR in list_named_actors() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The cluster we joined."""
+
+    head: str  # address; the supervisor and the page are there
+    cpus: float  # of all machines that are up
+
+
+def site() -> Site:
+    """Where we are."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    heads = [n["NodeManagerAddress"] for n in nodes if actors.HEAD.keys() & n["Resources"].keys()]
+    return Site(heads[0] if heads else "", sum(n["Resources"].get("CPU", 0.0) for n in nodes))
 
 
 def call(handle: Any, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:

@@ -1,14 +1,16 @@
 """How do you get a real Apache Kafka on this machine, without Docker?
 
     python tools/kafka.py start  DIR [--port 9092] [--brokers 1|3] [--set k=v ...] [--node N]
+                                 [--host 127.0.0.1]
     python tools/kafka.py stop   DIR [--node N]
     python tools/kafka.py status DIR
     python tools/kafka.py tool   DIR groups --describe --group raywatch.hosts
 
 The jars come from Maven once (tools/kafka/pom.xml, into .kafka/lib). DIR holds a folder for each
-node: its properties, log, data and process id. Node n listens on loopback only, the broker on
-port + 10 (n - 1), its controller on the port after that. For development and tests: no replication
-with one node, no security. The test fixtures `kafka` and `kafka3` use the class below.
+node: its properties, log, data and process id. Node n listens on `--host` only, the broker on
+port + 10 (n - 1), its controller on the port after that. For development and tests: no security
+(so: loopback, or a network of your own), no replication with one node. The test fixtures `kafka`
+and `kafka3` use the class below.
 """
 
 import argparse
@@ -35,6 +37,7 @@ FETCH_S = 600.0
 STOP_S = 10.0  # a clean stop takes about 2 s; after this the node is killed
 READY_S = {1: 30.0, 3: 60.0}
 TOOL_S = 60.0
+LOOPBACK = "127.0.0.1"
 CLUSTER_ID = "4L6g3nShT-eMCtK--X86sw"  # any 16 bytes in base64: clusters here never meet
 
 # Serial GC and C1 only: a broker of a test lives for seconds and shares two cores.
@@ -115,19 +118,19 @@ def free_port(start: int) -> int:
     raise Unreachable(f"no free ports between {start} and 32000")
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, host: str) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+        socket.create_connection((host, port), timeout=1.0).close()
     except OSError:
         return False
     return True
@@ -144,6 +147,7 @@ class KafkaCluster:
         self,
         folder: Path,
         *,
+        host: str = LOOPBACK,
         port: int = 9092,
         brokers: int = 1,
         settings: Mapping[str, str] | None = None,
@@ -153,6 +157,7 @@ class KafkaCluster:
 
         Args:
             folder: where everything lies.
+            host: IPv4 address of this machine to listen at and to be found at.
             port: of the first broker.
             brokers: 1 or 3.
             settings: further lines of server.properties.
@@ -161,6 +166,7 @@ class KafkaCluster:
         if brokers not in READY_S:
             raise ConfigError(f"`--brokers` must be 1 or 3, got {brokers}")
         self.folder = folder.resolve()
+        self.host = host
         self.port = port
         self.brokers = brokers
         self._settings = dict(settings or {})
@@ -184,7 +190,7 @@ class KafkaCluster:
     @property
     def bootstrap(self) -> str:
         """Addresses of all brokers."""
-        return ",".join(f"127.0.0.1:{self._port(node)}" for node in self.nodes)
+        return ",".join(f"{self.host}:{self._port(node)}" for node in self.nodes)
 
     def pid(self, node: int) -> int | None:
         """Process id of a running node."""
@@ -212,10 +218,18 @@ class KafkaCluster:
         wanted = [n for n in self.nodes if node in (None, n) and self.pid(n) is None]
         for n in wanted:
             for port in (self._port(n), self._port(n) + 1):
-                if not _is_free(port):
-                    raise ConfigError(f"port {port} is taken", hint="choose another `--port`")
+                if not _is_free(port, self.host):
+                    raise ConfigError(
+                        f"port {port} is taken, or `{self.host}` is no address of this machine",
+                        hint="choose another `--port` or `--host`",
+                    )
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {"port": self.port, "brokers": self.brokers, "settings": self._settings}
+        kept = {
+            "host": self.host,
+            "port": self.port,
+            "brokers": self.brokers,
+            "settings": self._settings,
+        }
         (self.folder / "cluster.json").write_text(json.dumps(kept))
         for n in wanted:
             self._launch(n, java, lib)
@@ -273,14 +287,14 @@ class KafkaCluster:
         return self.port + 10 * (node - 1)
 
     def _properties(self, node: int) -> str:
-        voters = ",".join(f"{n}@127.0.0.1:{self._port(n) + 1}" for n in self.nodes)
-        broker = f"PLAINTEXT://127.0.0.1:{self._port(node)}"
+        voters = ",".join(f"{n}@{self.host}:{self._port(n) + 1}" for n in self.nodes)
+        broker = f"PLAINTEXT://{self.host}:{self._port(node)}"
         copies, least = ("3", "2") if self.brokers == 3 else ("1", "1")
         lines = {
             "process.roles": "broker,controller",
             "node.id": str(node),
             "controller.quorum.voters": voters,
-            "listeners": f"{broker},CONTROLLER://127.0.0.1:{self._port(node) + 1}",
+            "listeners": f"{broker},CONTROLLER://{self.host}:{self._port(node) + 1}",
             "advertised.listeners": broker,
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self._home(node) / "data"),
@@ -337,7 +351,7 @@ class KafkaCluster:
         log = self._home(node) / "server.log"
         while time.monotonic() < deadline:
             text = log.read_text(errors="replace")
-            if "Kafka Server started" in text and _answers(self._port(node)):
+            if "Kafka Server started" in text and _answers(self._port(node), self.host):
                 return
             if self._children[node].poll() is not None:
                 raise ConfigError(f"node {node} ended while starting:\n{_tail(text)}")
@@ -357,7 +371,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kafka.py", description="Apache Kafka on loopback.")
+    parser = argparse.ArgumentParser(prog="kafka.py", description="Apache Kafka on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("start", "stop", "status", "tool"):
         command = commands.add_parser(name)
@@ -365,6 +379,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         if name in ("start", "stop"):
             command.add_argument("--node", type=int, choices=(1, 2, 3))
         if name == "start":
+            command.add_argument("--host", default=LOOPBACK)
             command.add_argument("--port", type=int, default=9092)
             command.add_argument("--brokers", type=int, choices=(1, 3), default=1)
             command.add_argument("--set", action="append", default=[], metavar="k=v")
@@ -380,6 +395,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "start" and arguments.node is None:
         cluster = KafkaCluster(
             folder,
+            host=arguments.host,
             port=arguments.port,
             brokers=arguments.brokers,
             settings=_settings(arguments.set),

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raywatch.cluster.output import JsonFlag, result, say
+
+if TYPE_CHECKING:
+    from raywatch.cluster.deployment import Deployment
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -28,31 +31,75 @@ def deploy(
 ) -> None:
     """Watch the topics of a config on a running Ray cluster (`ray up` starts one).
 
-    Says what it would start; with `--yes` starts it, waits until every lane works, and leaves it
-    running. Deploying what runs already changes nothing. `--stop --yes` lets owners finish and
-    commit, then ends everything.
+    Says what it would start and changes nothing; with `--yes` starts it, waits until every lane
+    works, and leaves it running. Deploying what runs already changes nothing. `--stop --yes` lets
+    owners finish and commit, then ends everything. Exit 1 where another config is deployed, 2 where
+    a topic is missing, 3 where no cluster or broker answers.
     """
-    from raywatch.actors.runtime import open_log
-    from raywatch.cluster import launch, runtime
     from raywatch.cluster.config import load
-    from raywatch.cluster.deployment import log_spec, prepare
 
     settings = load(config)
     if stop:
-        runtime.connect(address)
-        found = {"stopped": False, "late": []}
-        if yes:
-            handle = runtime.supervisor()
-            found = {"stopped": True, "late": launch.stop(handle)}
-            runtime.end(handle)
-        words = "stopped" if yes else "would let owners finish and end everything; say --yes"
-        result(found, json, lambda _: [words])
+        _stop(address, yes, json)
         return
+    from raywatch.actors.runtime import open_log
+    from raywatch.cluster import launch, runtime
+    from raywatch.cluster.deployment import log_spec, prepare
+
     spec = log_spec(settings)
     log = open_log(spec)
-    deployment = prepare(settings, log, spec)
-    log.close()
-    plan = [
+    try:
+        planned = prepare(settings, log, spec, path=str(config), provide=False)
+        runtime.connect(address)
+        site = runtime.site()
+        runs = launch.runs(planned)
+        found = {"plan": _plan(planned), "cpus": _cpus(planned, site.cpus), "started": False}
+        if not yes:
+            end = "it runs already: --yes would change nothing"
+            end = end if runs else "nothing was started; say --yes"
+            result({**found, "running": runs}, json, lambda each: [*_lines(each), end])
+            return
+        deployment = prepare(settings, log, spec, path=str(config))
+        handle = launch.start(deployment, wait_s=wait_s, progress=say)
+        url = runtime.call(handle, "url")
+    finally:
+        log.close()
+        runtime.leave()
+    end = "it ran already, nothing was changed" if runs else "every lane works"
+    page = f"the page: {url} on {site.head}" if url else "there is no page: `raywatch status` why"
+    result(
+        {**found, "started": not runs, "running": True, "page": url, "head": site.head},
+        json,
+        lambda each: [*_lines(each), end, page],
+    )
+
+
+def _stop(address: str, yes: bool, json: bool) -> None:
+    from raywatch.cluster import launch, runtime
+
+    try:
+        runtime.connect(address)
+        handle = runtime.deployed()
+        if handle is None:
+            words, late = "nothing is deployed there", []
+        elif yes:
+            late = launch.stop(handle)
+            runtime.end(handle)
+            words = "stopped: owners finished and committed"
+            if late:
+                words = f"stopped; not in time, so to be read again from the commit: {late}"
+        else:
+            count = len(runtime.call(handle, "posts"))
+            words = f"would let owners finish, and end {count} owners and scorers; say --yes"
+            late = []
+    finally:
+        runtime.leave()
+    found = {"stopped": yes and handle is not None, "deployed": handle is not None, "late": late}
+    result(found, json, lambda _: [words])
+
+
+def _plan(deployment: "Deployment") -> list[dict[str, Any]]:
+    return [
         {
             "detector": d.spec.name,
             "topics": list(d.spec.topics),
@@ -65,26 +112,34 @@ def deploy(
         }
         for d in deployment.detections
     ]
-    if not yes:
-        result(
-            {"plan": plan, "started": False},
-            json,
-            lambda _: [*(_sentence(each) for each in plan), "nothing was started; say --yes"],
-        )
-        return
-    runtime.connect(address)
-    handle = launch.start(deployment, wait_s=wait_s, progress=say)
-    url = runtime.call(handle, "url")
-    result(
-        {"plan": plan, "started": True, "page": url},
-        json,
-        lambda _: [*(_sentence(each) for each in plan), f"it works; the page is at {url}"],
+
+
+def _cpus(deployment: "Deployment", there: float) -> dict[str, float]:
+    """What Ray will be asked for, at the pool's least and most, and what it has now."""
+    owners = sum(min(deployment.owners, len(d.lanes)) for d in deployment.detections)
+    held = owners * deployment.owner_cpus
+    each = deployment.pool.cpus * len(deployment.detections)
+    return {
+        "least": held + deployment.pool.min * each,
+        "most": held + deployment.pool.max * each,
+        "there": there,
+    }
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    cpus = found["cpus"]
+    said = [_sentence(each) for each in found["plan"]]
+    said.append(
+        f"they ask for {cpus['least']:g} to {cpus['most']:g} CPUs; the cluster has "
+        f"{cpus['there']:g} now"
     )
+    return said
 
 
 def _sentence(plan: Mapping[str, Any]) -> str:
     low, high = plan["scorers"]
+    once = "exactly once" if plan["exactly_once"] else "at least once"
     return (
         f"{plan['detector']}: {plan['partitions']} partitions in {plan['lanes']} lanes on "
-        f"{plan['owners']} owners, {low} to {high} scorers with {plan['model']}"
+        f"{plan['owners']} owners, {low} to {high} scorers with {plan['model']}, {once}"
     )

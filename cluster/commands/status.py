@@ -1,4 +1,4 @@
-"""raywatch status: the verdict of the running service, from its page."""
+"""raywatch status: the verdict of the running service, from its page or through Ray."""
 
 import http.client
 import json as json_module
@@ -30,29 +30,54 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def status(
     config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="The config file.")] = "",
     url: Annotated[str, typer.Option(help="The page instead, e.g. http://127.0.0.1:8787.")] = "",
+    address: Annotated[
+        str, typer.Option(help="Ask through Ray: `auto` on any machine of the cluster, host:port.")
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
-    """Say how the running service does: 0 healthy, 1 slow or degraded, 3 not reachable."""
-    token = ""
-    if bool(config) == bool(url):
-        raise ConfigError("name the config or `--url`, one of them", hint="raywatch status --help")
-    if config:
-        from raywatch.cluster.config import load
+    """Say how the running service does: 0 healthy, 1 slow or degraded, 3 not reachable.
 
-        page = load(config).page
-        if page.port == 0:
-            raise ConfigError(
-                "`page.port` is 0, so nobody knows where the page is",
-                hint="`--url` with the address that `raywatch run` printed",
-            )
-        token = page.token.reveal() if page.token is not None else ""
-        # 0.0.0.0 is where to listen; the service itself is on this machine.
-        host = "127.0.0.1" if page.host in ("0.0.0.0", "::") else page.host
-        url = f"http://[{host}]:{page.port}" if ":" in host else f"http://{host}:{page.port}"
-    found = fetch(url, token)
+    Asks the page that the config describes, which is on this machine under `raywatch run` and on
+    the head of a cluster. `--address` needs no page, and works on every machine of the cluster.
+    """
+    if (url and (config or address)) or not (url or config or address):
+        raise ConfigError("name the config or `--url`, one of them", hint="raywatch status --help")
+    if address:
+        found = ask(address)
+    elif config:
+        found = fetch(*_page_of(config))
+    else:
+        found = fetch(url)
     result(found, json, lines)
     state = found.get("verdict", {}).get("state")
     raise typer.Exit(EXIT_OK if state == "healthy" else EXIT_NO)
+
+
+def _page_of(config: str) -> tuple[str, str]:
+    """Address and token of the page that a config describes."""
+    from raywatch.cluster.config import load
+
+    page = load(config).page
+    if page.port == 0:
+        raise ConfigError(
+            "`page.port` is 0, so nobody knows where the page is",
+            hint="`--url` with the address that was said at the start, or `--address auto`",
+        )
+    token = page.token.reveal() if page.token is not None else ""
+    # 0.0.0.0 is where to listen; the service itself is on this machine.
+    host = "127.0.0.1" if page.host in ("0.0.0.0", "::") else page.host
+    return f"http://[{host}]:{page.port}" if ":" in host else f"http://{host}:{page.port}", token
+
+
+def ask(address: str) -> dict[str, Any]:
+    """The snapshot of the service on a Ray cluster. Raises Unreachable."""
+    from raywatch.cluster import runtime
+
+    try:
+        runtime.connect(address)
+        return runtime.call(runtime.supervisor(), "snapshot", timeout_s=TIMEOUT_S)
+    finally:
+        runtime.leave()
 
 
 def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -79,7 +104,8 @@ def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, 
         reason = getattr(error, "reason", None) or error or type(error).__name__
         raise Unreachable(
             f"`{address}` does not answer: {str(reason).lower()}",
-            hint="is the service running, and is `page` of the config its own?",
+            hint="is the service running, and is `page` of the config its own? On a machine of a "
+            "Ray cluster that is not the head: `--address auto`",
         ) from error
     try:
         found = json_module.loads(blob)
@@ -108,7 +134,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
     verdict, step = part("verdict"), part("verdict").get("next") or {}
-    said = [f"{verdict.get('state', '-')}: {verdict.get('words', '-')}"]
+    said = [f"{verdict.get('state', found.get('state', '-'))}: {verdict.get('words', '-')}"]
     if verdict.get("why"):
         said.append(f"  {verdict['why']}")
     if step.get("command"):
