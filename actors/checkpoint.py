@@ -11,7 +11,7 @@ pure, so that is the state its predecessor had.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ Arrays = dict[str, NDArray[Any]]
 class Snapshot:
     """A lane's state and where it stands."""
 
-    offsets: dict[Partition, int]
+    offsets: dict[Partition, int]  # in the order in which arrays count partitions
     model: str  # version whose scores the calibration saw
     layout: str  # what the arrays mean; another layout is not ours to read
     arrays: Arrays
@@ -41,7 +41,7 @@ class Snapshot:
 def encode(snapshot: Snapshot) -> bytes:
     """One blob."""
     header = {
-        "offsets": [[p.topic, p.number, o] for p, o in sorted(snapshot.offsets.items())],
+        "offsets": [[p.topic, p.number, o] for p, o in snapshot.offsets.items()],
         "model": snapshot.model,
         "layout": snapshot.layout,
         "arrays": [
@@ -85,17 +85,37 @@ def name_of(detector: str, lane: int, offsets: Mapping[Partition, int], epoch: s
 def newest(
     store: Store, detector: str, lane: int, layout: str, ceiling: Mapping[Partition, int]
 ) -> Snapshot | None:
-    """The newest readable snapshot of exactly these partitions at or below `ceiling`."""
+    """The newest readable snapshot of these partitions, or of some of them, below `ceiling`.
+
+    Each partition has a state of its own, so what a snapshot lacks (partitions that were added
+    since) is read from the log, and what it has is good. One that holds others too is not used.
+    """
     for name in reversed(store.names(f"snapshots/{detector}/{lane:04d}/")):
         blob = store.get(name)
         snapshot = None if blob is None else decode(blob)
         if snapshot is None or snapshot.layout != layout:
             continue
-        if set(snapshot.offsets) == set(ceiling) and all(
-            offset <= ceiling[partition] for partition, offset in snapshot.offsets.items()
-        ):
+        offsets = snapshot.offsets
+        if offsets and all(p in ceiling and o <= ceiling[p] for p, o in offsets.items()):
             return snapshot
     return None
+
+
+def discard_beyond(
+    store: Store, detector: str, lane: int, ceiling: Mapping[Partition, int]
+) -> list[str]:
+    """Delete snapshots that lie above `ceiling` altogether. Returns their names.
+
+    Only who holds the lane may call it. Commits go back when an operator resets the group, when a
+    topic is created anew, or when the lane has other partitions than before: what was stored then
+    is of another past, and would outlive every newer snapshot since it sorts behind them.
+    """
+    limit = f"{sum(ceiling.values()):020d}"
+    names = store.names(f"snapshots/{detector}/{lane:04d}/")
+    beyond = [name for name in names if name.rpartition("/")[2][: len(limit)] > limit]
+    for name in beyond:
+        store.delete(name)
+    return beyond
 
 
 def save(store: Store, detector: str, lane: int, snapshot: Snapshot, epoch: str) -> str:
@@ -105,6 +125,22 @@ def save(store: Store, detector: str, lane: int, snapshot: Snapshot, epoch: str)
     for old in store.names(f"snapshots/{detector}/{lane:04d}/")[:-KEEP]:
         store.delete(old)
     return name
+
+
+def note(model: str, since: int) -> str:
+    """What is committed beside an offset: who scored up to it, and since which offset."""
+    return json.dumps({"model": model, "since": since})
+
+
+def noted(text: str) -> tuple[str, int | None]:
+    """Model and offset out of such a note; a foreign one says nothing."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        found = {}
+    fields: dict[str, Any] = found if isinstance(found, dict) else {}
+    model, since = fields.get("model"), fields.get("since")
+    return (model if isinstance(model, str) else "", since if isinstance(since, int) else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +159,13 @@ def start(
     bounds: Mapping[Partition, Bounds],
     fresh: str,
     lost: str,
+    added: Collection[Partition] = (),
 ) -> Start:
     """Decide where to start, before any snapshot is known: from what is retained.
 
-    `fresh` (earliest or latest) decides for partitions that never committed, `lost` (continue or
-    stop) for committed offsets that the log no longer holds. Raises ConfigError for `stop`.
+    `fresh` (earliest or latest) decides for partitions that never committed, but those that were
+    `added` to a topic begin at their beginning; `lost` (continue or stop) decides for committed
+    offsets that the log no longer holds. Raises ConfigError for `stop`.
     """
     read: dict[Partition, int] = {}
     speak: dict[Partition, int] = {}
@@ -136,7 +174,7 @@ def start(
         low, end = bounds[partition]
         read[partition] = low
         if partition not in committed:
-            speak[partition] = low if fresh == "earliest" else end
+            speak[partition] = low if fresh == "earliest" or partition in added else end
             continue
         offset = committed[partition].offset
         if low <= offset <= end:

@@ -234,9 +234,12 @@ class Flow:
     # ---- checkpoint ------------------------------------------------------------------------
 
     def layout(self) -> str:
-        """Names what a snapshot's arrays mean: another layout cannot be loaded."""
-        parts = ",".join(c.name for c in self.model.components)
-        return f"{LAYOUT}:{len(self.spec.record.values)}:{parts}:{int(self.model.profiles)}"
+        """Names what a snapshot's arrays mean: another layout cannot be loaded.
+
+        The model is not part of it: calibration is kept by the names of components, and another
+        model takes over what it knows, here as in `_adopt`.
+        """
+        return f"{LAYOUT}:{len(self.spec.record.values)}"
 
     def snapshot(self, offsets: Mapping[Partition, int]) -> Snapshot:
         """The whole state, which stands at `offsets`. Only between batches."""
@@ -247,12 +250,28 @@ class Flow:
         return Snapshot(dict(offsets), self.model.version, self.layout(), arrays)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Take over a state. Only before the first batch."""
+        """Take over a state. Only before the first batch.
+
+        It may lack partitions: theirs is then the state of having read nothing.
+        """
+        if tuple(snapshot.offsets) != self.partitions:
+            snapshot = self._widened(snapshot)
         for prefix, part in self._state().items():
             dot = len(prefix) + 1
             part.load(
                 {n[dot:]: a for n, a in snapshot.arrays.items() if n.startswith(f"{prefix}.")}
             )
+
+    def _widened(self, snapshot: Snapshot) -> Snapshot:
+        """The same state with its partitions counted as this lane counts them."""
+        fresh = self.missing.state()
+        index = [self.partitions.index(partition) for partition in snapshot.offsets]
+        arrays = dict(snapshot.arrays)
+        arrays["keys.partition"] = np.array(index, np.int32)[arrays["keys.partition"]]
+        for name in ("partition", "pace"):
+            fresh[name][index] = arrays[f"missing.{name}"]
+            arrays[f"missing.{name}"] = fresh[name]
+        return replace(snapshot, arrays=arrays)
 
     def _state(self) -> "dict[str, KeyTable | History | Missing | Decider]":
         return {

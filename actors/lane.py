@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -48,6 +48,8 @@ BACKOFF_MIN_S = 0.05  # Between two attempts to open a lane, doubled while nothi
 BACKOFF_MAX_S = 5.0  # up to this.
 BLOCKED_S = 5.0  # Between two attempts while something must be changed by a person.
 OUT_MAX = 5_000  # Records written by one transaction before it is committed early.
+WORDS_S = 2.0  # Scores that are missing for longer are spoken of.
+GAP_BATCHES = 5  # A lane that had to replay more than this stores its state once it has.
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ class _Flight:
     batch: Batch
     ticket: Ticket | None  # None: nothing to score
     stamp_ms: int  # the log's timestamp of its oldest record, 0 where there is none
+    sent: float  # monotonic seconds
     since: dict[Partition, int] | None  # first offsets of a new version, if this batch begins one
 
 
@@ -151,6 +154,9 @@ class Shift:
         self.out: list[Out] = []
         self.out_since = 0.0
         self.stamps: list[int] = []
+        self.switched = False  # the next batch is the first one of another version
+        self.renote = False  # the next commit has to note the version for every partition
+        self.words = ""  # what this shift put into the stats
 
     # ---- opening ---------------------------------------------------------------------------
 
@@ -183,31 +189,46 @@ class Shift:
             bounds=self.source.bounds(),
             fresh=spec.start,
             lost=spec.lost,
+            added=spec.added,
         )
         self.model = self._wait_for_model(committed)
-        self.flow = Flow(spec, partitions, self.model)
-        snapshot = checkpoint.newest(
-            self.store, spec.name, self.lane.number, self.flow.layout(), start.speak
-        )
-        read = {p: max(o, start.speak[p] - spec.replay_max) for p, o in start.read.items()}
-        if snapshot and all(snapshot.offsets[p] >= o for p, o in start.read.items()):
-            self.flow.load(snapshot)
-            read = snapshot.offsets
+        read = self._load(start)
         self.flow.speak = dict(start.speak)
         self.position = dict(read)
         self.noted = self.model.version
         self.ledger = {p: Ledger(start.speak[p]) for p in partitions}
-        self.committed = {p: c.offset for p, c in committed.items()}
-        self.since = self._versions(committed, start.speak)
-        self.committed_at = self.snapshot_at = self.clock.monotonic()
+        kept = {p: c for p, c in committed.items() if p not in start.lost}
+        self.committed = {p: c.offset for p, c in kept.items()}
+        self.since = self._versions(kept, start.speak)
+        self.committed_at = self.clock.monotonic()
         self._begin(start)
         self.source.assign(read)
         self.stats.version = self.model.version
         self.stats.state = "catching up"
 
+    def _load(self, start: checkpoint.Start) -> dict[Partition, int]:
+        """Take over the newest snapshot that may be used. Returns where to begin reading."""
+        spec, lane, now = self.spec, self.lane.number, self.clock.monotonic()
+        checkpoint.discard_beyond(self.store, spec.name, lane, start.speak)
+        self.flow = Flow(spec, self.lane.partitions, self.model)
+        layout = self.flow.layout()
+        snapshot = checkpoint.newest(self.store, spec.name, lane, layout, start.speak)
+        read = {p: max(low, start.speak[p] - spec.replay_max) for p, low in start.read.items()}
+        if snapshot is not None:
+            self.flow.load(snapshot)
+            # Where retention took what lies between, a history with a hole is still worth more
+            # than none: a key without history says nothing for as long as its warm-up takes.
+            read = {p: max(low, snapshot.offsets.get(p, read[p])) for p, low in start.read.items()}
+        gap = sum(start.speak[p] - o for p, o in read.items())
+        known = snapshot is not None and gap <= GAP_BATCHES * spec.batch_records
+        # Without a snapshot nobody else could tell where this state began.
+        self.snapshot_due = now + spec.snapshot_s if known else now
+        self.saved = dict(read)
+        return read
+
     def _wait_for_model(self, committed: dict[Partition, Committed]) -> ModelSpec:
         """The model that the commits name, else the one in service; a lane waits for it."""
-        noted = {_note(c.note).get("model", "") for c in committed.values()} - {""}
+        noted = {checkpoint.noted(c.note)[0] for c in committed.values()} - {""}
         name = min(noted) if len(noted) == 1 else ""
         while not self.lane.stopping.is_set():
             model = self.lane.model(self.lane.number, name)
@@ -223,14 +244,15 @@ class Shift:
         """Since which offset each partition is scored by the model at hand."""
         since = dict(speak)
         for partition, entry in committed.items():
-            note = _note(entry.note)
-            if note.get("model") == self.model.version:
-                since[partition] = int(note.get("since", entry.offset))
+            model, first = checkpoint.noted(entry.note)
+            if model == self.model.version:
+                since[partition] = entry.offset if first is None else first
         return since
 
     def _begin(self, start: checkpoint.Start) -> None:
         """Make a first start durable, and put into the audit topic what was lost or begun."""
-        fresh = [p for p in self.lane.partitions if p not in self.committed]
+        begun = self.committed.keys() | start.lost.keys()
+        fresh = [p for p in self.lane.partitions if p not in begun]
         for partition, (offset, low) in start.lost.items():
             self._audit("lost", partition, {"committed": offset, "first_retained": low})
         for partition in fresh:
@@ -244,15 +266,48 @@ class Shift:
     def step(self) -> None:
         """Pull a little, finish what is scored, commit what is due."""
         spec = self.spec
-        if len(self.in_flight) < spec.in_flight:
+        pause = self._pause_due()
+        if pause and self.gathered:
+            self._send()
+        if not pause and len(self.in_flight) < spec.in_flight:
             self._pull(SLICE_S if self.in_flight else spec.batch_wait_s)
-        self._collect(0.0 if len(self.in_flight) < spec.in_flight else 0.05)
+        full = len(self.in_flight) >= spec.in_flight
+        self._collect(0.05 if pause or full else 0.0)
         now = self.clock.monotonic()
         urgent = self.out and (now - self.out_since >= FLUSH_S or len(self.out) >= OUT_MAX)
         if urgent or now - self.committed_at >= spec.checkpoint_s:
             self._commit()
-        if now - self.snapshot_at >= spec.snapshot_s:
-            self._snapshot()
+        if pause and not self.in_flight:
+            self._pause()
+
+    def _pause_due(self) -> bool:
+        """Whether nothing more is to be pulled until all is scored: see `_pause`."""
+        if not self._caught_up():
+            return False
+        if self._other() is not None:
+            return True
+        far = self._unsaved()
+        enough = max(self.spec.replay_max // 2, GAP_BATCHES * self.spec.batch_records)
+        return far >= enough or (far > 0 and self.clock.monotonic() >= self.snapshot_due)
+
+    def _unsaved(self) -> int:
+        """Records of the partition that moved farthest since the last snapshot."""
+        return max(self.position[p] - o for p, o in self.saved.items())
+
+    def _pause(self) -> None:
+        """Nothing is in flight: snapshot, then take another version if the owner was told to.
+
+        The snapshot comes first, so that a replay never crosses from one version to another:
+        calibration would see scores that no owner saw before.
+        """
+        self._snapshot()
+        if (other := self._other()) is not None:
+            self.model, self.switched = other, True
+
+    def _other(self) -> ModelSpec | None:
+        """The model to change to, None to go on."""
+        model = self.lane.model(self.lane.number, "")
+        return None if model is None or model.version == self.model.version else model
 
     def finish(self) -> None:
         """Score and commit what was pulled already, then snapshot. Bounded by 10 s."""
@@ -262,7 +317,7 @@ class Shift:
         while self.in_flight and self.clock.monotonic() < until:
             self._collect(0.05)
         self._commit(force=bool(self.out))
-        if not self.in_flight:
+        if not self.in_flight and self._caught_up() and self._unsaved() > 0:
             self._snapshot()
 
     def _pull(self, wait_s: float) -> None:
@@ -304,7 +359,7 @@ class Shift:
         begin = dict(self.position)
         for partition, position in self.source.position().items():
             self.position[partition] = max(self.position[partition], position)
-        since = self._switch(begin)
+        since = {p: ledger.position for p, ledger in self.ledger.items()}
         batch = self.flow.prepare(fetched, self.model, begin=begin, end=self.position)
         for partition, ledger in self.ledger.items():
             low = max(begin[partition], ledger.position)
@@ -317,22 +372,13 @@ class Shift:
         if batch.segments is not None:
             ticket = self.pool.submit(batch.segments, self.model.version)
         oldest = int(fetched.time_ms.min()) if len(fetched) else 0
-        self.in_flight.append(_Flight(batch, ticket, max(0, oldest), since))
+        now = self.clock.monotonic()
+        first = since if self.switched else None
+        self.in_flight.append(_Flight(batch, ticket, max(0, oldest), now, first))
+        self.switched = False
         self.stats.in_flight = len(self.in_flight)
         if self.stats.state == "catching up" and self._caught_up():
             self.stats.state, self.stats.words = "running", ""
-
-    def _switch(self, begin: dict[Partition, int]) -> dict[Partition, int] | None:
-        """Take another version from this batch on, if the owner was told to.
-
-        Returns the first offset of each partition that the new version scores.
-        """
-        model = self.lane.model(self.lane.number, "")
-        behind = any(begin[p] < o for p, o in self.flow.speak.items())
-        if model is None or model.version == self.model.version or behind:
-            return None
-        self.model = model
-        return {p: max(begin[p], ledger.position) for p, ledger in self.ledger.items()}
 
     def _collect(self, wait_s: float) -> None:
         """Finish batches in order, as far as their scores are there."""
@@ -342,15 +388,25 @@ class Shift:
             if flight.ticket is not None:
                 scores = self.pool.result(flight.ticket, wait_s)
                 if scores is None:
+                    self._speak_of(flight)
                     return
             self.in_flight.popleft()
             self._done(flight, self.flow.finish(flight.batch, scores))
             wait_s = 0.0
 
+    def _speak_of(self, flight: _Flight) -> None:
+        """Say what a lane waits for that has waited for long."""
+        age = self.clock.monotonic() - flight.sent
+        if age > WORDS_S:
+            version = flight.batch.model.version
+            self.words = self.stats.words = f"no scores of `{version}` for {age:.0f} s"
+
     def _done(self, flight: _Flight, said: Said) -> None:
         for partition, begin in flight.batch.begin.items():
             self.ledger[partition].done(begin)
-        if flight.since is not None:
+        if self.words and self.words == self.stats.words:
+            self.words = self.stats.words = ""
+        if flight.since is not None and flight.batch.model.version != self.noted:
             self._changed(flight.batch.model.version, flight.since)
         out = self.flow.emit(said)
         if out and not self.out:
@@ -368,7 +424,7 @@ class Shift:
         for partition, offset in since.items():
             words = {"offset": offset, "model": version, "before": self.noted}
             self._audit("version", partition, words)
-        self.noted, self.since = version, since
+        self.noted, self.since, self.renote = version, since, True
         self.stats.version = version
 
     # ---- committing ------------------------------------------------------------------------
@@ -379,15 +435,17 @@ class Shift:
         assert self.source is not None
         self.committed_at = self.clock.monotonic()
         offsets = {
-            p: Committed(ledger.committable, self._note(p))
+            p: Committed(ledger.committable, checkpoint.note(self.noted, self.since[p]))
             for p, ledger in self.ledger.items()
-            if ledger.committable > self.committed.get(p, -1) or (force and p not in self.committed)
+            if self.renote
+            or ledger.committable > self.committed.get(p, -1)
+            or (force and p not in self.committed)
         }
         # What was decided may only be said together with the offsets that it was decided on.
         if not offsets and not (force and self.out):
             return
         self.sink.transact(self.out, offsets, self.source)
-        self.out = []
+        self.out, self.renote = [], False
         self.committed |= {p: c.offset for p, c in offsets.items()}
         self.stats.commits += 1
         self.stats.committed = {str(p): o for p, o in self.committed.items()}
@@ -396,9 +454,6 @@ class Shift:
         now = float(self.clock.now_ms())
         self.stats.delay_ms.extend(max(0.0, now - stamp) for stamp in self.stamps if stamp > 0)
         self.stamps = []
-
-    def _note(self, partition: Partition) -> str:
-        return json.dumps({"model": self.noted, "since": self.since[partition]})
 
     def _audit(self, what: str, partition: Partition, words: Mapping[str, object]) -> None:
         entry = {
@@ -415,20 +470,12 @@ class Shift:
         self.out.append(Out(self.spec.audit, key, json.dumps(entry).encode()))
 
     def _snapshot(self) -> None:
-        """Store the state as of now: nothing in flight, everything committed."""
-        until = self.clock.monotonic() + 5.0
-        if self.gathered:
-            self._send()
-        while self.in_flight:
-            self._collect(0.05)
-            if self.clock.monotonic() > until:
-                return  # the scorers are busy or gone: try again at the next step
+        """Commit and store the state: caught up, nothing in flight, nothing gathered."""
         self._commit(force=bool(self.out))
         offsets = {p: ledger.committable for p, ledger in self.ledger.items()}
-        behind = any(offsets[p] > self.position[p] for p in offsets)
-        self.snapshot_at = self.clock.monotonic()
-        if behind:
-            return  # still catching up: the state stands below what is committed
+        assert offsets == self.position, (offsets, self.position)
+        self.snapshot_due = self.clock.monotonic() + self.spec.snapshot_s
+        self.saved = offsets
         snapshot = self.flow.snapshot(offsets)
         try:
             self.stats.snapshot = checkpoint.save(
@@ -449,12 +496,3 @@ def _joined(parts: list[Fetched]) -> Fetched:
         [v for p in parts for v in p.values],
         [k for p in parts for k in p.keys],
     )
-
-
-def _note(text: str) -> dict[str, Any]:
-    """What an earlier owner noted beside its commit; anything else counts as nothing."""
-    try:
-        note = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return note if isinstance(note, dict) else {}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raywatch.actors.ports import Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.models.settings import DecideSettings, MissingSettings
 
@@ -23,6 +24,7 @@ class DetectorSpec:
     audit: str = "raywatch.audit"
     lanes: int = 4
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
+    added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
     replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps
     keys_max: int = 1_000_000  # keys a lane may hold
