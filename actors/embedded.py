@@ -149,12 +149,15 @@ class EmbeddedBroker:
     def create(self, topic: str, partitions: int) -> None:
         """Create a topic unless it is there. Raises ConfigError."""
         if not 1 <= partitions <= PARTITIONS_MAX or not topic:
-            raise ConfigError(
-                f"topic `{topic}` cannot be created with {partitions} partitions",
-                hint=f"1 to {PARTITIONS_MAX}",
-            )
+            message = f"topic `{topic}` cannot be created with {partitions} partitions"
+            raise ConfigError(message, hint=f"1 to {PARTITIONS_MAX}")
         with self._lock:
             self._topics.setdefault(topic, [_Partition() for _ in range(partitions)])
+
+    def grow(self, topic: str, size: int) -> None:
+        """Add partitions until there are so many; keys move, as they do in Kafka."""
+        with self._lock:
+            self._topics[topic] += [_Partition() for _ in range(size - len(self._topics[topic]))]
 
     def topics(self) -> dict[str, int]:
         """Topics and their numbers of partitions."""
@@ -315,10 +318,9 @@ class EmbeddedBroker:
         entry.wrote, entry.offsets, entry.open = {}, {}, False
 
 
-def _gone(partition: Partition, offset: int, bounds: Bounds) -> LaneLost:
+def _gone(partition: Partition, offset: int, held: Bounds) -> LaneLost:
     return LaneLost(
-        f"offset {offset} of `{partition}` is not retained: the log holds {bounds.low} to "
-        f"{bounds.end}",
+        f"offset {offset} of `{partition}` is not retained: the log holds {held.low} to {held.end}",
         hint="retention was shorter than the lag, or the topic was created anew",
     )
 

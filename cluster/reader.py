@@ -14,10 +14,12 @@ from contextlib import suppress
 from typing import Any
 
 from raywatch.actors.ports import Clock, Log, Out, Partition, Source
+from raywatch.cluster.growth import Growth, unwatched
 from raywatch.cluster.lag import LagWindow
 from raywatch.models.errors import RaywatchError
 
 READ_S = 1.0
+GROWTH_S = 10.0  # between two looks for partitions that were added
 ALERTS_KEPT = 2_000  # newest alerts of all detectors; the page shows open incidents of them
 WRITES_MAX = 10_000  # journal sentences that wait for a broker; older ones are dropped first
 CHUNK = 500  # sentences written in one go
@@ -41,6 +43,8 @@ class Reader:
         self.windows = {g: {p: LagWindow() for p in ps} for g, ps in groups.items()}
         self.read_t = float("-inf")  # when offsets were last read, monotonic seconds
         self.trouble = ""  # why the last reading failed
+        self.growth: list[Growth] = []  # topics with partitions that nobody reads
+        self._grown_t = float("-inf")
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS_KEPT)
         self.alerts_total = 0
         self._writes: deque[Out] = deque()
@@ -123,6 +127,10 @@ class Reader:
                     reach.low if reach is not None else None,
                 )
             self.read_t = now
+        if self._clock.monotonic() - self._grown_t >= GROWTH_S:
+            self._grown_t = self._clock.monotonic()
+            watched = [p for partitions in self._groups.values() for p in partitions]
+            self.growth = unwatched(watched, self._log.topics())
         self._flush()
         self._read_alerts()
 
@@ -142,8 +150,8 @@ class Reader:
             for value in tail.fetch(TAIL_MAX, 0.05).values:
                 try:
                     alert = json.loads(value or b"null")
-                except ValueError:
-                    continue
+                except (ValueError, RecursionError):
+                    continue  # nobody keeps others from writing to a topic
                 if isinstance(alert, dict):
                     with self._lock:
                         self.alerts.append({**alert, "detector": detector})

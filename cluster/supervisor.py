@@ -219,6 +219,9 @@ class Supervisor:
             self._noted = now
             for watch in self.watches.values():
                 self._note(watch)
+        for words in (each.words for each in self.reader.growth):
+            if all(entry.words != words for entry in self.journal):
+                self.say("fault", words, label="partitions added")
         self._latest = self.view.snapshot(self.clock.now_ms(), now)
         self.metrics.update(self._latest)
 
@@ -352,6 +355,10 @@ class Supervisor:
     def digest(self) -> str:
         """Of the config that it was made of."""
         return self.deployment.digest
+
+    def partitions(self) -> dict[str, list[Partition]]:
+        """What each detector watches."""
+        return {d.spec.name: d.partitions for d in self.deployment.detections}
 
     def pid(self) -> int:
         """Its process."""

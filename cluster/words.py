@@ -98,7 +98,17 @@ def _degraded(seen: Observed) -> dict[str, Any] | None:
     if not seen.partitions:
         why = "No topic of any detector has a partition."
         return _verdict("degraded", "there is nothing to watch", why, "Do the topics exist:", check)
-    return _in_trouble(seen)
+    return _in_trouble(seen) or _unread(seen)
+
+
+def _unread(seen: Observed) -> dict[str, Any] | None:
+    """Partitions that came since and are in no lane."""
+    if not seen.unread:
+        return None
+    why = _sentence(seen.unread[:1].upper() + seen.unread[1:])
+    command = f"raywatch deploy {seen.cluster.config_path} --yes"
+    words = "partitions were added that nobody reads"
+    return _verdict("degraded", words, why, "Take them in:", command)
 
 
 def _in_trouble(seen: Observed) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from lanes import lag, make, read_all, running, spec, until
+
 from raywatch.actors import checkpoint
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
 from raywatch.actors.flow import REJECT_BYTES_MAX, Flow

@@ -14,6 +14,7 @@ import typer
 from raywatch.actors.ports import Bounds, Committed, Log, Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.config import LOOPBACK, Config, load
+from raywatch.cluster.growth import grown
 from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result
 from raywatch.models.errors import EXIT_CHANGE, EXIT_NO, EXIT_OK, EXIT_UNREACHABLE, RaywatchError
 
@@ -251,7 +252,13 @@ def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[
             "is the partition without a leader, or the right `Describe` missing?",
             EXIT_UNREACHABLE,
         )
-    yield from retention(spec, bounds, log.committed(spec.group, partitions))
+    committed = log.committed(spec.group, partitions)
+    yield from retention(spec, bounds, committed)
+    for growth in grown(partitions, committed):
+        yield warn(
+            f"{spec.name}: {growth.words}",
+            "`raywatch deploy CONFIG --yes`, or a new `run`, reads them from their beginning",
+        )
 
 
 def retention(
