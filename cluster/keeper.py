@@ -21,10 +21,13 @@ from raywatch.cluster import assign
 from raywatch.cluster.deployment import Deployment, Detection
 from raywatch.cluster.journal import Kind
 from raywatch.cluster.rollout import ScorerSeen, ScorerState
-from raywatch.cluster.runtime import Crew
+from raywatch.cluster.runtime import Crew, Post
 from raywatch.models.scorer import ModelSpec
 
 HUNG_S = 6.0  # An actor that owes its report for this long is replaced.
+# Brokers fence who stands still (a machine that was suspended), and nobody else takes the lane
+# then: a holder that stays fenced for this long is replaced. Bounds a quarrel of two deployments.
+FENCED_S = 5.0
 START_MAX_S = 300.0  # An actor that never reported is given up after this.
 DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
 ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
@@ -56,6 +59,8 @@ class Keeper:
         self.scorers: dict[str, Scorer] = {}
         self.seats: dict[int, str] = {}  # owner seat -> name of its holder
         self.leaving: dict[str, float] = {}  # former holders, and since when
+        self._fenced: dict[str, float] = {}  # holders that lost a lane, and since when
+        self._epochs: dict[str, str] = {}  # holders' processes
         self.target = detection.version
         self.lanes: dict[int, str] = dict.fromkeys(detection.lanes, detection.version)
         self.models: dict[str, ModelSpec] = {}
@@ -221,10 +226,9 @@ class Keeper:
                 self._start_owner(seat, 1)
                 continue
             post = self._crew.posts[name]
-            hung = post.heard is not None and post.silent_s(now) > HUNG_S
-            never = post.heard is None and now - post.started > START_MAX_S
-            if post.gone or hung or never:
-                why = post.gone or f"it did not answer for {post.silent_s(now):.0f} s"
+            self._notice_restart(name)
+            why = post.gone or self._trouble(post, now)
+            if why:
                 words = f"owner {name} is gone ({why}); its lanes get another owner"
                 self._say("fault", words, "owner lost")
                 self.deaths += 1
@@ -240,6 +244,35 @@ class Keeper:
             if working or name not in self._crew.posts:
                 self._crew.end(name)
                 del self.leaving[name]
+                self._fenced.pop(name, None)
+                self._epochs.pop(name, None)
+
+    def _trouble(self, post: Post, now: float) -> str:
+        """Why the holder of a seat has to be replaced; empty if it need not."""
+        if post.heard is None:
+            late = now - post.started > START_MAX_S
+            return f"it did not start within {START_MAX_S:.0f} s" if late else ""
+        if post.silent_s(now) > HUNG_S:
+            return f"it did not answer for {post.silent_s(now):.0f} s"
+        report = post.report
+        lanes = report.lanes if isinstance(report, OwnerReport) else ()
+        lost = [str(lane.lane) for lane in lanes if lane.state == "fenced"]
+        if not lost:
+            self._fenced.pop(post.name, None)
+            return ""
+        if now - self._fenced.setdefault(post.name, now) < FENCED_S:
+            return ""
+        return f"brokers no longer let it write for lanes {', '.join(lost)}"
+
+    def _notice_restart(self, name: str) -> None:
+        """Ray starts a dead owner again under its name: only the epoch tells."""
+        report = self.reports().get(name)
+        if report is None:
+            return
+        if self._epochs.setdefault(name, report.epoch) != report.epoch:
+            self._epochs[name] = report.epoch
+            self.deaths += 1
+            self._say("fault", f"owner {name} died and was started again", "owner lost")
 
     def _successor(self, name: str) -> str:
         found = re.search(r"\.owner-(\d+)\.", name)
