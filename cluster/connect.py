@@ -3,7 +3,9 @@
 Clients are imported when they are needed: a command that only reads the config stays instant.
 """
 
+import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RECORDS = 200  # records that are looked at to learn the fields of a topic
 SAMPLE_WAIT_S = 5.0
+NEAR_MAX = 5  # names that a hint shows
 
 
 def open_log(config: Config) -> Log:
@@ -41,6 +44,20 @@ def partitions_of(log: Log, topics: "tuple[str, ...] | list[str]") -> list[Parti
     """All partitions of topics that exist, in order. Raises Unreachable."""
     known = log.topics()
     return [Partition(each, number) for each in topics for number in range(known.get(each, 0))]
+
+
+def no_topic(topic: str, detector: str, known: Iterable[str]) -> ConfigError:
+    """The error for a topic to be read that is not there, with what may have been meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(topic, names, n=NEAR_MAX, cutoff=0.6)
+    shown = ", ".join(f"`{each}`" for each in near or names[:NEAR_MAX])
+    if near:
+        hint = f"did you mean {shown}?"
+    elif names:
+        hint = f"create it, or correct `topics`; there are {len(names)}, among them {shown}"
+    else:
+        hint = "create it: these brokers hold no topic at all"
+    return ConfigError(f"topic `{topic}` of detector `{detector}` does not exist", hint=hint)
 
 
 def sample_fields(log: Log, detector: Detector) -> list[str]:

@@ -15,10 +15,10 @@ from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.store import open_store
 from raywatch.cluster import assign
 from raywatch.cluster.config import Config, Pool
-from raywatch.cluster.connect import sample_fields
+from raywatch.cluster.connect import no_topic, sample_fields
 from raywatch.cluster.growth import added
 from raywatch.models.artifact import Artifact, pack
-from raywatch.models.errors import ConfigError, Refused
+from raywatch.models.errors import Refused
 from raywatch.models.registry import Registry
 
 ALERT_TOPIC = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
@@ -147,11 +147,7 @@ def _partitions(spec: DetectorSpec, topics: dict[str, int]) -> list[Partition]:
     found: list[Partition] = []
     for topic in spec.topics:
         if topic not in topics:
-            near = ", ".join(f"`{t}`" for t in sorted(topics)[:10]) or "none"
-            raise ConfigError(
-                f"topic `{topic}` of detector `{spec.name}` does not exist",
-                hint=f"create it, or correct `topics`; topics there are: {near}",
-            )
+            raise no_topic(topic, spec.name, topics)
         found += [Partition(topic, number) for number in range(topics[topic])]
     return found
 

@@ -75,6 +75,12 @@ def added(handle: Any, deployment: Deployment) -> list[Partition]:
     return [p for d in deployment.detections for p in d.partitions if p not in watched[d.spec.name]]
 
 
+def lacks(deployment: Deployment) -> list[Partition]:
+    """The same for whatever runs on this Ray cluster; empty where nothing does."""
+    handle = runtime.deployed()
+    return [] if handle is None else added(handle, deployment)
+
+
 def _anew(handle: Any, deployment: Deployment) -> Any:
     """End what runs and start a deployment in its place."""
     stop(handle)

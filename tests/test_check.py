@@ -150,7 +150,7 @@ def test_check_says_what_will_happen_when_all_is_well(config: Config) -> None:
     ("log", "code", "said"),
     [
         (ListLog(silent=True), 3, "fail no answer in 10 s"),
-        (ListLog(sizes={}), 2, "fail hosts: there is no topic `events`"),
+        (ListLog(sizes={}), 2, "fail topic `events` of detector `hosts` does not exist"),
         (ListLog(living=["them-1"]), 1, "fail hosts: group `raywatch.hosts` has 1 live members"),
         (ListLog(), 0, "warn hosts: 4 lanes for 2 partitions: 2 stay empty"),
         (
@@ -187,7 +187,7 @@ def test_a_broker_that_is_silent_outweighs_what_else_is_wrong(config: Config) ->
             raise Unreachable("no coordinator")
 
     code, said = said_by(config, Half(sizes={}))
-    assert "no topic `events`" in said
+    assert "topic `events` of detector `hosts` does not exist" in said
     assert code == 3
 
 

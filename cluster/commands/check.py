@@ -222,14 +222,11 @@ def _transactions(probe: Callable[[], str | None]) -> Iterator[Finding]:
 
 
 def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[Finding]:
+    from raywatch.cluster.connect import no_topic
+
     missing = [each for each in spec.topics if not topics.get(each)]
     for each in missing:
-        yield Finding(
-            "fail",
-            f"{spec.name}: there is no topic `{each}`",
-            "create it, or correct `topics`; raywatch creates only what it writes to",
-            EXIT_CHANGE,
-        )
+        yield failed(no_topic(each, spec.name, topics))
     partitions = [
         Partition(each, number) for each in spec.topics for number in range(topics.get(each, 0))
     ]

@@ -32,9 +32,10 @@ def deploy(
     """Watch the topics of a config on a running Ray cluster (`ray up` starts one).
 
     Says what it would start and changes nothing; with `--yes` starts it, waits until every lane
-    works, and leaves it running. Deploying what runs already changes nothing. `--stop --yes` lets
-    owners finish and commit, then ends everything. Exit 1 where another config is deployed, 2 where
-    a topic is missing, 3 where no cluster or broker answers.
+    works, and leaves it running. Deploying what runs already changes nothing, unless partitions
+    were added to a topic: then it stops, and starts again with them. `--stop --yes` lets owners
+    finish and commit, then ends everything. Exit 1 where another config is deployed, 2 where a
+    topic is missing, 3 where no cluster or broker answers.
     """
     from raywatch.cluster.config import load
 
@@ -53,10 +54,13 @@ def deploy(
         runtime.connect(address)
         site = runtime.site()
         runs = launch.runs(planned)
+        new = len(launch.lacks(planned)) if runs else 0
         found = {"plan": _plan(planned), "cpus": _cpus(planned, site.cpus), "started": False}
         if not yes:
             end = "it runs already: --yes would change nothing"
             end = end if runs else "nothing was started; say --yes"
+            if new:
+                end = f"it runs without {new} partitions that were added: --yes takes them in"
             result({**found, "running": runs}, json, lambda each: [*_lines(each), end])
             return
         deployment = prepare(settings, log, spec, path=str(config))
@@ -65,6 +69,7 @@ def deploy(
     finally:
         log.close()
         runtime.leave()
+    runs = runs and not new
     end = "it ran already, nothing was changed" if runs else "every lane works"
     page = f"the page: {url} on {site.head}" if url else "there is no page: `raywatch status` why"
     result(

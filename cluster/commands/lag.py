@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raywatch.actors.ports import Partition
 from raywatch.cluster.output import ConfigPath, JsonFlag, result, say, table
 from raywatch.models.errors import EXIT_NO
 
@@ -47,14 +48,21 @@ def lag(
 
 
 def measure(log: Any, spec: Any, over_s: float, sleep: Any) -> list[dict[str, Any]]:
-    """One row for each partition of a detector, from READINGS readings. Raises Unreachable."""
-    from raywatch.cluster.connect import partitions_of
+    """One row for each partition of a detector, from READINGS readings.
+
+    Raises Unreachable, ConfigError for a topic that is not there.
+    """
+    from raywatch.cluster.connect import no_topic
     from raywatch.cluster.lag import LagSettings, LagWindow, lag_records, lag_s, verdict
 
     # A partition that commits nothing while records wait is stalled after `over_s` already: who
     # asks once has no more time. `slow_s` is about the age of records and stays as it is.
     limits = LagSettings(stalled_s=over_s * 0.7)
-    partitions = partitions_of(log, spec.topics)
+    topics = log.topics()
+    for each in spec.topics:
+        if each not in topics:
+            raise no_topic(each, spec.name, topics)
+    partitions = [Partition(each, n) for each in spec.topics for n in range(topics[each])]
     windows = {each: LagWindow() for each in partitions}
     now = 0.0
     for reading in range(READINGS):
