@@ -100,7 +100,8 @@ function lines() {
 
 function incident_plot(q, large) {
   const s = q.series, unit = String(q.unit ?? ''), old = q.similar?.series || []
-  const all = [...s.observed, ...s.high, ...s.low, ...old], top = top_of(all)
+  const expected = last(s.low) == null ? s.expected : [] // a band says it better than a line
+  const all = [...s.observed, ...expected, ...s.high, ...s.low, ...old], top = top_of(all)
   const bottom = q.axis_from_zero === false ? low_of(all) : Math.min(0, low_of(all)) * .98
   const y = v => 97 - (v - bottom) / (top - bottom || 1) * 92
   const on = ok(q.since_ms) ? X(q.since_ms) : 1000, begin = Math.max(0, on)
@@ -115,7 +116,7 @@ function incident_plot(q, large) {
     num(last(s.expected))}`
   const drawn = P(area(s.low, s.high, y), 'fill="var(--band)"') + ground
     + P(area(out, hot, y), 'fill="var(--badf)" opacity=".42"')
-    + P(line(old, y), st('ink3', 1.2, 'stroke-dasharray="3 3"'))
+    + P(line(old, y), st('ink3', 1.2, 'stroke-dasharray="3 3"')) + P(line(expected, y), st('calm', 1.2))
     + P(line(s.observed, y), st('ink', 1.3)) + P(line(hot, y), st('bad', 2.4)) + start
   const scale = large ? `<span class="yl" data-css="top:.1rem">${num(top)} ${esc(unit)}</span>`
     + `<span class="yl" data-css="bottom:-.1rem">${num(bottom)}</span>` : ''
@@ -180,7 +181,9 @@ function incidents() {
   const l = S.incidents, drawn = l.slice(0, INCIDENTS), unfolded = i => l.length > 2
     || innerWidth <= 820 ? !i : i < 2
   const leg = join(
-    `<span>${stroke('ink', 2)}observed</span><span>${patch_of('band')}expected</span><span>${
+    `<span>${stroke('ink', 2)}observed</span><span>${
+      l.some(q => q.series && last(q.series.low) != null) ? patch_of('band')
+        : stroke('calm', 2)}expected</span><span>${
       swatch('<path d="M0 2h30v10H0z" fill="var(--badf)" opacity=".5"/>'
         + '<path d="M0 3h30" stroke="var(--bad)" stroke-width="3"/>')}anomalous</span>`,
     l.some(q => q.similar) && `<span>${stroke('ink3', 2,

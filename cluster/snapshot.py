@@ -259,20 +259,21 @@ def _least_share(channel: ChannelView) -> float:
 
 
 def _window(window: Window | None, now_ms: int, axis: Axis) -> dict[str, Any]:
-    """A window of records on the time axis: the mean of what falls into a step."""
+    """A window of records on the time axis: of each step, the last value that is known.
+
+    Not their mean: what is alarming about a record must not vanish among its neighbours.
+    """
     names = ("observed", "expected", "low", "high")
+    made: dict[str, list[float | None]] = {name: [None] * axis.n for name in names}
     if window is None:
-        return {name: [None] * axis.n for name in names}
+        return made
     cells = [axis.n - 1 - math.floor((now_ms - t) / (1000.0 * axis.step_s)) for t in window.time_ms]
-    made: dict[str, Any] = {}
     for name in names:
         column = cast("Sequence[float | None]", getattr(window, name))
         assert not column or len(column) == len(cells), (name, len(column), len(cells))
-        held: list[list[float]] = [[] for _ in range(axis.n)]
         for cell, value in zip(cells, column, strict=False):
             if value is not None and math.isfinite(value) and 0 <= cell < axis.n:
-                held[cell].append(value)
-        made[name] = [_number(sum(each) / len(each)) if each else None for each in held]
+                made[name][cell] = _number(value)
     return made
 
 

@@ -161,7 +161,7 @@ def test_the_window_of_an_alert_is_laid_on_the_time_axis() -> None:
     found = build(replace(CALM, alerts=(replace(SPIKE, window=window),)), NOW, AXIS)
     series = found["incidents"][0]["series"]
     # steps end 50, 40, 30, 20, 10 and 0 s ago; the last record lies before the axis
-    assert series["observed"] == [None, None, None, 2.0, None, 7.0]
+    assert series["observed"] == [None, None, None, 3.0, None, 7.0]  # the last of each step
     assert series["expected"] == [None, None, None, 1.0, None, 2.0]
     assert series["low"] == [None] * 6
 
@@ -194,6 +194,19 @@ def test_open_incidents_are_those_whose_last_live_record_is_not_resolved() -> No
     assert [each.id for each in found] == ["x"]
     assert found[0].lineage == "events/3, offset 12"
     assert found[0].channels == (ChannelView("cpu", 1.0, 9.0, None),)
+
+
+def test_the_window_of_an_alert_ends_with_its_record_and_is_spaced_as_its_key_is() -> None:
+    record = {"id": "x", "state": "open", "since_ms": 5, "at_ms": 9_000, "run_kind": "live"}
+    window = {"channel": "cpu", "step_ms": 2_000, "observed": [None, 4, 5.5], "expected": None}
+    found = open_alerts([{**record, "window": window}])
+    assert found[0].window == Window([5_000, 7_000, 9_000], [None, 4.0, 5.5], [])
+    known = {**window, "expected": [1.0, None, "2"]}
+    (shown,) = open_alerts([{**record, "window": known}])
+    assert shown.window is not None
+    assert shown.window.expected == [1.0, None, None]
+    for broken in ("no window", {**window, "step_ms": 0}, {**window, "observed": 7}):
+        assert open_alerts([{**record, "window": broken}])[0].window is None
 
 
 def test_marks_are_journal_entries_with_a_label_on_the_axis() -> None:
