@@ -67,6 +67,7 @@ class OwnerReport:
     roster: int
     lanes: tuple[LaneReport, ...]
     failures: dict[str, str]  # scorers that failed on it, and how
+    loads: dict[str, int]  # batches in flight at each scorer; read after `roster`
     sent_again: int
     cpu_s: float
     rss_bytes: int
@@ -160,6 +161,7 @@ class Owner:
             roster=self._roster.number,
             lanes=tuple(_lane_report(lane) for lane in self.lanes.values()),
             failures=self._members.failures(),
+            loads=self._members.loads(),
             sent_again=sum(pool.sent_again for pool in self._pools),
             cpu_s=usage.ru_utime + usage.ru_stime,
             rss_bytes=_rss_bytes(),

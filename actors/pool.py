@@ -104,10 +104,12 @@ class Members:
     def give_back(self, name: str, *, failed: str = "") -> None:
         """A batch on this member ended; `failed` says how, where it did not end well."""
         with self._lock:
-            self._load[name] = max(0, self._load.get(name, 0) - 1)
+            self._load[name] = self._load.get(name, 0) - 1
+            if self._load[name] <= 0:
+                del self._load[name]
             if name not in self._members:
-                self._load.pop(name, None)
-            elif failed:
+                return
+            if failed:
                 self._shunned[name] = self._clock.monotonic() + SHUN_S
                 self._failed[name] = failed
             else:
@@ -117,6 +119,11 @@ class Members:
         """When a member last answered, in seconds of the clock; -inf where it never did."""
         with self._lock:
             return self._answered.get(name, float("-inf"))
+
+    def loads(self) -> dict[str, int]:
+        """Batches in flight at each scorer that has any, former members included."""
+        with self._lock:
+            return dict(self._load)
 
     def versions(self) -> set[str]:
         """Versions that have a member."""

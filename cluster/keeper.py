@@ -311,10 +311,9 @@ class Keeper:
         for name, scorer in list(self.scorers.items()):
             if scorer.draining is None or name in self._rostered:
                 continue
-            report = self._crew.posts[name].report
-            idle = not isinstance(report, ScorerReport) or report.waiting == 0
-            age = now - scorer.draining
-            if (told and idle and age > 1.0) or scorer.ready is None or age > DRAIN_MAX_S:
+            # An owner that has the roster sends it nothing more: what it says is in flight is all.
+            idle = told and not any(r.loads.get(name) for r in reports.values())
+            if idle or scorer.ready is None or now - scorer.draining > DRAIN_MAX_S:
                 self._crew.end(name)
                 del self.scorers[name]
 

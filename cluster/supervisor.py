@@ -125,6 +125,8 @@ class Supervisor:
         keeper = Keeper(self.deployment, detection, self.crew, self.clock, say)
         watch = Watch(detection, keeper, self.deployment.pool)
         last = told.get(detection.spec.name, {})
+        if keeper.scorers and isinstance(last.get("scorers"), int):
+            watch.remember(last["scorers"], self.clock.monotonic())
         if last.get("configured") == detection.version and last.get("target"):
             keeper.target = str(last["target"])
             keeper.lanes = dict.fromkeys(detection.lanes, keeper.target)
@@ -232,6 +234,7 @@ class Supervisor:
             words = f"{decision.kind}: {before} to {n} scorers; {why}"
             label = f"{n - before:+d} scorer{'s' if abs(n - before) != 1 else ''}"
             self.say(decision.kind, words, detector=watch.spec.name, n=n, label=label)
+            self._note(watch)
 
     def _roll(self, watch: Watch, now: float) -> None:
         assert watch.rollout is not None
@@ -281,6 +284,7 @@ class Supervisor:
             "at_ms": self.clock.now_ms(),
             "configured": watch.detection.version,
             "target": keeper.target,
+            "scorers": watch.decision.scorers,
             "lanes": {str(lane): version for lane, version in keeper.lanes.items()},
             "rollout": rollout.to_fields(watch.rollout) if watch.rollout else None,
         }
@@ -310,7 +314,7 @@ class Supervisor:
             return watch.keeper.pool() if watch is not None else None
 
     def starting(self) -> str:
-        """What is still missing before every lane works; empty when nothing is.
+        """What is still missing before every lane works or waits for a person; empty: nothing.
 
         Raises ConfigError or ArtifactError where it cannot begin before that was changed.
         """
@@ -331,10 +335,15 @@ class Supervisor:
                         return f"{watch.spec.name}: owner {seat} starts"
                 for report in reports.values():
                     for lane in report.lanes:
-                        if lane.state != "running":
+                        if lane.state not in ("running", "blocked"):
                             words = f" ({lane.words})" if lane.words else ""
                             return f"{watch.spec.name}: lane {lane.lane} is {lane.state}{words}"
         return ""
+
+    def blocked(self) -> list[str]:
+        """Lanes that wait for a person, and what for."""
+        with self._lock:
+            return [words for watch in self.watches.values() for words in watch.blocked()]
 
     def snapshot(self) -> dict[str, Any]:
         """What the page shows, as of the last tick. Any thread may ask; never waits."""

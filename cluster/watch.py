@@ -44,6 +44,25 @@ class Watch:
         """Whether a rollout is under way."""
         return self.rollout is not None and not self.rollout.over
 
+    def remember(self, size: int, now: float) -> None:
+        """Take over the size that an earlier supervisor had decided on.
+
+        Counting what runs would not do: in a rollout there is one scorer more, and those that were
+        being let go look like any other.
+        """
+        size = min(max(size, self.settings.scorers_min), self.settings.scorers_max)
+        self.memory = scale.Memory(t=now, target=size, wanted=size, reason="hold: taken over")
+        self.decision = scale.Decision(size, self.memory.reason, "hold", size)
+
+    def blocked(self) -> list[str]:
+        """Lanes that wait for a person (or lost their hold), and what for."""
+        return [
+            f"{self.spec.name}: lane {lane.lane} is {lane.state}: {lane.words}"
+            for report in self.keeper.reports().values()
+            for lane in report.lanes
+            if lane.state in ("blocked", "fenced")
+        ]
+
     # ---- scale -----------------------------------------------------------------------------
 
     def observe(self, now: float, reader: Reader) -> scale.Observation:

@@ -19,7 +19,7 @@ from raywatch.actors.runtime import LogSpec
 from raywatch.cluster import launch, runtime
 from raywatch.cluster.config import Config
 from raywatch.cluster.deployment import Deployment, log_spec, prepare
-from raywatch.models.errors import RaywatchError
+from raywatch.models.errors import RaywatchError, Unreachable
 
 
 def config(
@@ -62,7 +62,7 @@ class Service:
         self.config = settings
         self.log_spec = spec or log_spec(settings)
         self.log: Log = actors.open_log(self.log_spec)
-        self.deployment: Deployment = prepare(settings, self.log, self.log_spec)
+        self.deployment: Deployment = _prepared(settings, self.log, self.log_spec)
         self.spec = self.deployment.detections[0].spec
         self.partitions: list[Partition] = self.deployment.detections[0].partitions
         self.handle: Any = None
@@ -82,6 +82,10 @@ class Service:
     def pids(self, kind: str) -> dict[str, int]:
         """Processes of the owners or scorers (`kind`: owner, scorer)."""
         return {n: p["pid"] for n, p in self.posts().items() if f".{kind}-" in n}
+
+    def reports(self, kind: str) -> list[Any]:
+        """Newest reports of the owners or scorers."""
+        return [p["report"] for n, p in self.posts().items() if f".{kind}-" in n]
 
     def signal(self, pid: int, what: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of our processes."""
@@ -105,10 +109,9 @@ class Service:
 
     def opened(self) -> dict[int, tuple[str, int]]:
         """lane -> (epoch of its owner's process, times it was opened in it)."""
-        found = {n: p["report"] for n, p in self.posts().items() if ".owner-" in n}
         return {
             lane.lane: (report.epoch, lane.opened)
-            for report in found.values()
+            for report in self.reports("owner")
             for lane in report.lanes
         }
 
@@ -121,6 +124,17 @@ class Service:
             self.handle = None
         self.log.close()
         return late
+
+
+def _prepared(settings: Config, log: Log, spec: LogSpec) -> Deployment:
+    """`prepare`, with patience: a broker's first coordinator takes its time on a busy machine."""
+    end = time.monotonic() + 60.0
+    while True:
+        try:
+            return prepare(settings, log, spec)
+        except Unreachable:
+            if time.monotonic() > end:
+                raise
 
 
 class Feed:
@@ -177,8 +191,16 @@ def until(true: Callable[[], bool], wait_s: float = 30.0) -> None:
 
 @contextmanager
 def ray_local(cpus: int = 64) -> Iterator[None]:
-    """A Ray of our own."""
-    runtime.start_local(cpus)
+    """A Ray of our own, whose actors can import what lies in this folder."""
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = f"{here}:{before}" if before else here
+    try:
+        runtime.start_local(cpus)
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     try:
         yield
     finally:
