@@ -3,21 +3,26 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from raywatch.actors.clock import SystemClock
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.lane import Lane
 from raywatch.actors.pool import LocalPool
-from raywatch.actors.ports import Log, Out, Partition, Store
+from raywatch.actors.ports import Committed, Log, Out, Partition, Store
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.store import MemoryStore
 from raywatch.models.registry import build, shipped
 from raywatch.models.scorer import describe
 from raywatch.models.settings import DecideSettings
+from raywatch.models.synthetic import Stream, generate, to_json
 
+NEVER_S = 1e6
 RECORD = RecordSpec(values=("value",), key="host", time="ts")
 
 
@@ -45,9 +50,16 @@ def make(
     scorer = build(shipped(model))
     known = describe(scorer)
     return Lane(
-        detector, number, tuple(partitions), log=log, pool=lambda: LocalPool({known.version: scorer}),
-        store=store or MemoryStore(), clock=SystemClock(), model=lambda lane, name: known, epoch=epoch,
-    )  # fmt: skip
+        detector,
+        number,
+        tuple(partitions),
+        log=log,
+        pool=lambda: LocalPool({known.version: scorer}),
+        store=store or MemoryStore(),
+        clock=SystemClock(),
+        model=lambda lane, name: known,
+        epoch=epoch,
+    )
 
 
 @contextmanager
@@ -58,7 +70,7 @@ def running(*lanes: Lane) -> Iterator[None]:
     def live(lane: Lane) -> None:
         try:
             lane.run()
-        except BaseException as error:  # noqa: BLE001  reported below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=live, args=(lane,)) for lane in lanes]
@@ -116,3 +128,120 @@ def lag(log: Log, detector: DetectorSpec, partitions: Sequence[Partition]) -> in
     return sum(
         b.end - (committed[p].offset if p in committed else b.low) for p, b in bounds.items()
     )
+
+
+class Killed(BaseException):
+    """What kill -9 is to a lane in a test's thread: it ends where it stands, and says nothing."""
+
+
+class Mortal:
+    """A Log under which a lane dies at its nth call to the brokers, done or not done.
+
+    Calls are those of its clients that can hang or fail: open, committed, fetch, transact.
+    """
+
+    def __init__(self, log: Log, dies_at: int, *, done: bool) -> None:
+        self._log, self._left, self._done = log, dies_at, done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def sink(self, lane: str, group: str) -> Any:
+        return _Client(self, self._log.sink(lane, group), ("open", "transact"))
+
+    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Any:
+        source = self._log.source(group, partitions, keys=keys)
+        return _Client(self, source, ("committed", "fetch"))
+
+    def called(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """One call more."""
+        self._left -= 1
+        if self._left > 0:
+            return call(*arguments)
+        if self._done:
+            call(*arguments)
+        raise Killed
+
+
+class _Client:
+    """A client of a mortal log; its counted calls go through `Mortal.called`."""
+
+    def __init__(self, log: Mortal, client: Any, counted: tuple[str, ...]) -> None:
+        self._log, self._client, self._counted = log, client, counted
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if name not in self._counted:
+            return found
+
+        def call(*arguments: Any) -> Any:
+            theirs = [getattr(a, "_client", a) for a in arguments]
+            return self._log.called(found, *theirs)
+
+        return call
+
+
+@dataclass
+class World:
+    """An embedded log with a topic, and what a detector needs beside it."""
+
+    broker: EmbeddedBroker
+    log: EmbeddedLog
+    partitions: list[Partition]
+    store: MemoryStore = field(default_factory=MemoryStore)
+
+    def said(self) -> Counter[str]:
+        """Every alert with all it says, and how often."""
+        return Counter(json.dumps(a, sort_keys=True) for a in alerts(self.log, "d.alerts"))
+
+    def audited(self, what: str) -> list[dict[str, Any]]:
+        return [a for a in alerts(self.log, "raywatch.audit") if a["what"] == what]
+
+    def snapshots(self) -> list[str]:
+        return self.store.names("snapshots/")
+
+    def commits(self, detector: DetectorSpec) -> dict[Partition, Committed]:
+        return self.log.committed(detector.group, self.partitions)
+
+
+def world(partitions: int = 4) -> World:
+    broker = EmbeddedBroker()
+    log = EmbeddedLog(broker)
+    log.create("in", partitions)
+    for topic in ("d.alerts", "d.rejects", "raywatch.audit"):
+        log.create(topic, 1)
+    return World(broker, log, [Partition("in", n) for n in range(partitions)])
+
+
+def stream(keys: int = 40, rows: int = 1_300, seed: int = 3) -> list[Out]:
+    """Telemetry with anomalies, in stream order."""
+    source = Stream(keys=keys, seed=seed, quiet=200, injections=("spike", "level", "variance"))
+    table = generate(source, rows, injections_per_kind=keys // 5)
+    names = [name.encode() for name in table.names]
+    return [Out("in", names[k], v) for k, v in zip(table.key, to_json(table), strict=True)]
+
+
+RECORDS = stream()
+
+
+def live(
+    there: World, detector: DetectorSpec, *, log: Log | None = None, model: str = "robustz",
+    epoch: str = "e",
+) -> Lane:  # fmt: skip
+    """A lane until nothing is left to do; dies of its log where that is mortal."""
+    lane = make(
+        detector, log or there.log, there.partitions, store=there.store, model=model, epoch=epoch
+    )
+    if log is not None:
+        lane.run()
+        raise AssertionError("it was to die")
+    with running(lane):
+        until(lambda: lag(there.log, detector, there.partitions) == 0)
+    return lane
+
+
+def undisturbed(records: list[Out], **changes: Any) -> Counter[str]:
+    there = world()
+    there.log.write(records)
+    live(there, spec("d", "in", **changes), model=changes.get("model", "robustz"))
+    return there.said()
