@@ -421,27 +421,27 @@ class KafkaLog:
             listed = self._admin.list_consumer_group_offsets(
                 asked, require_stable=False, request_timeout=wait
             )
-            return _answer(listed[group])
+            return _answer(listed[group]).topic_partitions
 
         try:
-            answer = rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE)
+            return rules.found(rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE))
         except FAILURE as raised:
             if rules.passing(raised.args[0]):
                 raise self._silent() from raised
             return rules.not_said(raised.args[0], group)
-        return rules.found(answer.topic_partitions)
 
     def members(self, group: str) -> list[str]:
         """See `Log`."""
-        with self._answered(group):
-            asked = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)
-            listed = self._admin.list_consumer_groups(request_timeout=ANSWER_S)
+
+        def ask(wait: float) -> list[str]:
+            asked = self._admin.describe_consumer_groups([group], request_timeout=wait)
+            listed = self._admin.list_consumer_groups(request_timeout=wait)
             found = [f"{m.client_id}@{m.host}" for m in _answer(asked[group]).members]
-            groups = {g.group_id: g.state.name for g in _answer(listed).valid}
-        # This client cannot describe groups of the newer protocol (KIP-848), only list them.
-        state = groups.get(group, "EMPTY")
-        unnamed = [] if state in ("EMPTY", "DEAD", "UNKNOWN") else [f"unnamed, {state.lower()}"]
-        return found or unnamed
+            states = {g.group_id: g.state.name for g in _answer(listed).valid}
+            return found or rules.unnamed(states.get(group, "EMPTY"))
+
+        with self._answered(group):  # a broker that never had a group has no coordinator at first
+            return rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE)
 
     def write(self, out: Sequence[Out]) -> None:
         """See `Log`. One call at a time; a record that cannot be written is a ConfigError."""

@@ -220,6 +220,11 @@ def foreign(group: str) -> ConfigError:
     )
 
 
+def unnamed(state: str) -> list[str]:
+    """Members of a group as its state tells: the newer protocol's (KIP-848) are only listed."""
+    return [] if state in ("EMPTY", "DEAD", "UNKNOWN") else [f"unnamed, {state.lower()}"]
+
+
 def not_said(fault: Fault, group: str) -> dict[Partition, Committed]:
     """Nothing, for a group that never was; raises for any other reason not to be answered."""
     if fault.name() == "GROUP_ID_NOT_FOUND":

@@ -32,6 +32,7 @@ from raywatch.models.warm import warm
 NAMESPACE = "raywatch"
 SUPERVISOR = "supervisor"
 HEAD = {"node:__internal_head__": 0.001}  # Ray gives 1.0 of it to the head, and to no other.
+APART = "SPREAD"  # A machine that is lost takes a part of the lanes and of the pool with it.
 INLINE_BYTES_MAX = 100_000  # Larger arguments go to the object store once, and are shared from it.
 BROKER_CALL_S = 30.0
 
@@ -253,7 +254,7 @@ def start_owner(
         max_task_retries=0,
         concurrency_groups={"control": 4},
         num_cpus=cpus,
-        scheduling_strategy="SPREAD",  # a machine that is lost takes few lanes with it
+        scheduling_strategy=APART,
     )(OwnerActor)
     return actor.options(**_named(name)).remote(name, spec, lanes, log, store, score_timeout_s)
 
@@ -266,6 +267,7 @@ def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: floa
         concurrency_groups={"control": 2},
         num_cpus=cpus,
         num_gpus=gpus,
+        scheduling_strategy=APART,
     )(ScorerActor)
     return actor.options(**_named(name)).remote(name, blob, device)
 

@@ -7,12 +7,19 @@ decided elsewhere (`supervisor.py` and the pure functions that it calls).
 import logging
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray._private.worker as ray_worker
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors
 
@@ -21,9 +28,10 @@ from raywatch.actors.owner import OwnerReport, Roster
 from raywatch.actors.ports import Clock, Partition
 from raywatch.actors.scorer import ScorerReport
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models.errors import RaywatchError, Unreachable
+from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 
 CONNECT_S = 30.0
+KNOCK_S = 5.0
 CALL_S = 20.0
 
 
@@ -37,20 +45,55 @@ def start_local(cpus: int) -> None:
 
 
 def connect(address: str) -> None:
-    """Join a running cluster. Raises Unreachable."""
+    """Join a running cluster, with the token of this machine if it has one. Raises Unreachable."""
     _quiet()
     try:
+        _knock(address)
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR,
             namespace=actors.NAMESPACE,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         why = " ".join(str(error).split())
         raise Unreachable(
             f"no Ray cluster answered at `{address}`: {why[:300]}",
             hint="start one with `ray up configs/ray-local.yaml`, or `ray start --head`; with "
             "token authentication the token must be on this machine too",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Ask the head before Ray does, which would try for 20 s, or end this process (2.60)."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _refuse_guess(address)
+    head = services.canonicalize_bootstrap_address_or_die(address)
+    host, _, port = head.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    nodes = GcsClient(address=head).get_all_node_info(timeout=CONNECT_S).values()
+    if not any(Path(node.raylet_socket_name).exists() for node in nodes):
+        raise ConnectionError("this machine is not one of its machines; `ray exec` runs there")
+
+
+def _refuse_guess(address: str) -> None:
+    """`auto` is RAY_ADDRESS, what `ray start` noted, or the only Ray here; Ray would take any."""
+    said = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+    found = sorted(services.find_gcs_addresses())
+    if address == "auto" and not said and len(found) > 1:
+        raise ConfigError(
+            f"several Ray clusters run on this machine: {', '.join(found[:10])}",
+            hint="say which with `--address`; `raywatch run` said its own when it started",
+        )
+
+
+def address() -> str:
+    """Where others find the cluster that this process is in, host:port."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def joined() -> bool:
+    """Whether this process is in a cluster."""
+    return ray.is_initialized()
 
 
 def leave() -> None:
@@ -63,7 +106,8 @@ def _quiet() -> None:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     # Ray prints the death of every worker to our stdout, whatever `log_to_driver` says: stdout is
     # data here, and the journal says it in one sentence.
-    vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
+    silent: dict[str, Any] = ray_worker.__dict__
+    silent["print_to_stdstream"] = lambda *_, **__: None
 
 
 @dataclass(slots=True)
