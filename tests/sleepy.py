@@ -27,3 +27,13 @@ class Sleepy(RobustZ):
 class Broken:
     def __init__(self, **given: Any) -> None:
         raise ValueError("this version cannot be loaded")
+
+
+class Late(RobustZ):
+    """Takes `load_s` to be loaded: a rollout to it takes long enough to be looked at."""
+
+    def __init__(
+        self, *, version: str, weights: bytes | None, settings: dict[str, Any], device: str
+    ) -> None:
+        super().__init__(version=version)
+        time.sleep(float(settings["load_s"]))

@@ -16,7 +16,10 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[Path, typer.Argument(help="The config file of the running service.")]
 Detector = Annotated[str, typer.Option("--detector", help="Which one, where there are several.")]
-Address = Annotated[str, typer.Option(help="The Ray cluster it runs on.")]
+Address = Annotated[
+    str,
+    typer.Option(help="Its Ray: `auto` where only one runs here, or host:port as `run` said."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only the plan is said.")]
 
 
