@@ -5,9 +5,11 @@ the same records is what is said here: the stages are the service's own, and a s
 nothing but the records before it.
 """
 
+import errno
+import os
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -69,32 +71,70 @@ def backtest(
     names = tuple(Partition("", number) for number in range(partitions))
     flow = Flow(spec, names, model)
     summary = Summary(model=model.version)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
     with ExitStack() as stack:
-        writer = stack.enter_context(_writer(part))
-        said_to: IO[bytes] | None = stack.enter_context(alerts.open("wb")) if alerts else None
+        writer = stack.enter_context(_table_file(output))
+        said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
         for piece in read_file(path, spec.record, spec.batch_records, partitions=partitions):
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
-            writer.write_table(_table(flow, piece, batch, said))
-            if said_to is not None:
-                said_to.writelines(alert.to_json() + b"\n" for alert in said.alerts)
+            table = _table(flow, piece, batch, said)
+            with _writing(output):
+                writer.write_table(table)
+            if alerts is not None and said_to is not None:
+                with _writing(alerts):
+                    said_to.writelines(alert.to_json() + b"\n" for alert in said.alerts)
+                    said_to.flush()
             _count(summary, piece, said)
             progress(summary.records)
-    part.replace(output)
     summary.keys = len(flow.keys)
     return summary
 
 
-def _writer(path: Path) -> Any:
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Turns what a disk answers into ConfigError."""
     try:
-        return pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        yield
     except OSError as error:
         raise ConfigError(
-            f"cannot write `{path}`: {error}", hint="choose a folder that exists and has room"
+            f"cannot write `{path}`: {(error.strerror or str(error)).lower()}",
+            hint="name a file in a folder that may be written and has room",
         ) from error
+
+
+@contextmanager
+def _table_file(path: Path) -> Generator[Any]:
+    """A Parquet file that is there when it is whole, and not before."""
+    part = path.with_name(f"{path.name}.part")
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = pq.ParquetWriter(part, SCHEMA, compression="zstd")
+    try:
+        yield writer
+        with _writing(path):
+            writer.close()
+            part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            writer.close()
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _alerts_file(path: Path) -> Generator[IO[bytes]]:
+    """A file that is flushed by whoever writes to it: closing it says nothing any more."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 def _table(flow: Flow, piece: FileBatch, batch: Batch, said: Said) -> pa.Table:

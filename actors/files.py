@@ -117,11 +117,11 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed = [name for name in (spec.key, spec.time) if name is not None]
     for name in fixed:
         if name not in names:
-            raise _no_column(name, names)
+            raise _no_column(name, names, path)
     known = list(names)
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
-    values = expand(spec.values, known, aside=fixed)
+    values = expand(spec.values, known, aside=fixed, path=path)
     for name in (*fixed, *values):
         if names.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
@@ -129,12 +129,16 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
 
 
 def expand(
-    values: Sequence[str], names: Sequence[str], *, aside: Sequence[str] = ()
+    values: Sequence[str],
+    names: Sequence[str],
+    *,
+    aside: Sequence[str] = (),
+    path: Path | None = None,
 ) -> tuple[str, ...]:
     """Replace patterns (`x*`) by the names they match, in the order of `names`, each name once.
 
     A value that is itself a name means that name. No pattern means a name in `aside` (the key's,
-    the time's). Raises ConfigError where nothing matches.
+    the time's). Raises ConfigError where nothing matches, which names the file at `path`.
     """
     found: dict[str, None] = {}
     for value in values:
@@ -142,7 +146,7 @@ def expand(
         if not matches and _pattern(value):
             matches = [n for n in names if n not in aside and fnmatchcase(n, value)]
         if not matches:
-            raise _no_column(value, names)
+            raise _no_column(value, names, path)
         found.update(dict.fromkeys(matches))
     return tuple(found)
 
@@ -151,9 +155,10 @@ def _pattern(value: str) -> bool:
     return any(sign in value for sign in "*?[")
 
 
-def _no_column(name: str, names: Sequence[str]) -> ConfigError:
+def _no_column(name: str, names: Sequence[str], path: Path | None) -> ConfigError:
     shown = ", ".join(f"`{each}`" for each in names) or "none"
-    return ConfigError(f"no column `{name}`", hint=f"columns are {cut(shown)}")
+    where = "" if path is None else f"`{path}`: "
+    return ConfigError(f"{where}no column `{name}`", hint=f"columns are {cut(shown)}")
 
 
 def _kind(path: Path) -> str:

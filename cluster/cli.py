@@ -10,6 +10,7 @@ file, add a line to COMMANDS. Commands raise RaywatchError for what an operator 
 """
 
 import difflib
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module, util
@@ -119,6 +120,10 @@ def pages() -> Iterator[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. The entry point of the `raywatch` script."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Records hold what cannot be printed everywhere, half a surrogate for one: it is escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     json = "--json" in words
     try:
         code = get_command(app)(words, prog_name="raywatch", standalone_mode=False)

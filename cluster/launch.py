@@ -25,7 +25,7 @@ def start(
     wait_s: float = START_S,
     progress: Callable[[str], None] = lambda words: None,
 ) -> Any:
-    """The supervisor's handle, once every lane works. Idempotent.
+    """The supervisor's handle, once every lane works or waits for a person. Idempotent.
 
     Where partitions were added to a topic since, what runs is ended first: lanes keep the ones they
     have, and no two owners may differ about who has which.
@@ -47,6 +47,8 @@ def start(
             runtime.end(handle)  # it has begun nothing, and the next one must not find it
             raise
         if not words:
+            for each in runtime.call(handle, "blocked"):
+                progress(each)
             return handle
         if words != said:
             progress(words)

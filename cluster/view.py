@@ -84,6 +84,7 @@ class View:
             ok_p50_s=self._line("ok_p50", now_ms),
             ok_max_s=self._line("ok_max", now_ms),
             trouble=self._s.reader.trouble,
+            blocked=[words for w in self._s.watches.values() for words in w.blocked()],
             unread="; ".join(each.words for each in self._s.reader.growth),
         )
         return build(seen, now_ms, AXIS)

@@ -183,4 +183,5 @@ class Observed:
     ok_p50_s: Line = ()  # of the partitions that are ok
     ok_max_s: Line = ()
     trouble: str = ""  # why the log could not be read; empty when it could
+    blocked: Sequence[str] = ()  # lanes that wait for a person, and what for
     unread: str = ""  # which partitions nobody reads; empty when there are none

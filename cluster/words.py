@@ -95,6 +95,11 @@ def _degraded(seen: Observed) -> dict[str, Any] | None:
         why = f"{down}{more} is being started again; its lanes wait."
         words = f"{up} of {want} owners are up"
         return _verdict("degraded", words, why, "What does the cluster lack:", "ray status")
+    if seen.blocked:
+        count = len(seen.blocked)
+        words = f"{count} lanes are blocked" if count > 1 else "1 lane is blocked"
+        why = f"{_sentence(seen.blocked[0])} The other lanes go on."
+        return _verdict("degraded", words, why, "See what has to change:", check)
     if not seen.partitions:
         why = "No topic of any detector has a partition."
         return _verdict("degraded", "there is nothing to watch", why, "Do the topics exist:", check)

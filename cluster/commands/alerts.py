@@ -77,7 +77,7 @@ def parsed(value: bytes | None) -> dict[str, Any]:
     """An alert as a dictionary; what is none is shown as text, never dropped."""
     try:
         found = json_module.loads(value or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict):
         return cast("dict[str, Any]", found)

@@ -47,6 +47,7 @@ def backtest(
     seconds = time.perf_counter() - begin
     found: dict[str, Any] = {
         **dataclasses.asdict(summary),
+        "reasons": dict(summary.reasons),  # `asdict` counts the pairs of a Counter
         "output": output,
         "alerts_output": alerts or None,
         "seconds": round(seconds, 3),

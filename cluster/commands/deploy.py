@@ -66,11 +66,14 @@ def deploy(
         deployment = prepare(settings, log, spec, path=str(config))
         handle = launch.start(deployment, wait_s=wait_s, progress=say)
         url = runtime.call(handle, "url")
+        blocked = len(runtime.call(handle, "blocked"))
     finally:
         log.close()
         runtime.leave()
     runs = runs and not new
     end = "it ran already, nothing was changed" if runs else "every lane works"
+    if blocked:
+        end = f"{blocked} lanes are blocked, the others work"
     page = f"the page: {url} on {site.head}" if url else "there is no page: `raywatch status` why"
     result(
         {**found, "started": not runs, "running": True, "page": url, "head": site.head},

@@ -57,7 +57,8 @@ def tail(
 
 def described(entry: Entry) -> dict[str, Any]:
     """A reject as a dictionary. The headers say where the record was and what is wrong with it."""
-    text = {name: value.decode(errors="replace") for name, value in entry.headers.items()}
+    # Kafka allows a header without a value.
+    text = {name: (value or b"").decode(errors="replace") for name, value in entry.headers.items()}
     value = entry.value or b""
     return {
         "reason": text.get("reason"),
@@ -86,4 +87,5 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
+    """An offset has 19 digits at most; `int` refuses 4,300."""
+    return int(text) if text is not None and text.isdecimal() and len(text) < 20 else None
