@@ -201,7 +201,7 @@ class Shift:
         self.committed = {p: c.offset for p, c in kept.items()}
         self.since = self._versions(kept, start.speak)
         self.committed_at = self.clock.monotonic()
-        self._begin(start)
+        self._begin(start, kept)
         self.source.assign(read)
         self.stats.version = self.model.version
         self.stats.state = "catching up"
@@ -249,17 +249,19 @@ class Shift:
                 since[partition] = entry.offset if first is None else first
         return since
 
-    def _begin(self, start: checkpoint.Start) -> None:
+    def _begin(self, start: checkpoint.Start, kept: Mapping[Partition, Committed]) -> None:
         """Make a first start durable, and put into the audit topic what was lost or begun."""
-        begun = self.committed.keys() | start.lost.keys()
-        fresh = [p for p in self.lane.partitions if p not in begun]
         for partition, (offset, low) in start.lost.items():
             self._audit("lost", partition, {"committed": offset, "first_retained": low})
-        for partition in fresh:
-            words = {"offset": start.speak[partition], "model": self.noted}
-            self._audit("started", partition, words)
-        if fresh or start.lost:
-            self._commit(force=True)
+        for partition in self.lane.partitions:
+            here = {"offset": start.speak[partition], "model": self.noted}
+            before = checkpoint.noted(kept[partition].note)[0] if partition in kept else ""
+            if partition not in kept and partition not in start.lost:
+                self._audit("started", partition, here)
+            elif before not in ("", self.noted):  # replaced while nobody held the lane
+                self._audit("version", partition, {**here, "before": before})
+        self.renote = bool(self.out)
+        self._commit()
 
     # ---- working ---------------------------------------------------------------------------
 

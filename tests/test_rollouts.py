@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lanes
 import numpy as np
 import pytest
 import yaml
@@ -25,13 +26,14 @@ from service import Feed, Service, config, identity, ray_local, until
 
 from raywatch.actors import runtime as actors
 from raywatch.actors.backtest import backtest
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.flow import Flow
 from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.ports import Fetched, Log, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.spec import DetectorSpec
-from raywatch.actors.store import open_store
+from raywatch.actors.store import MemoryStore, open_store
 from raywatch.cluster.config import Config
 from raywatch.cluster.deployment import artifact_name
 from raywatch.models.artifact import Artifact, pack
@@ -78,8 +80,8 @@ def roll(service: Service, artifact: Artifact, *, kill: bool) -> float:
 
 
 def _lanes_on(service: Service, version: str) -> list[str]:
-    lanes = service.call("rollout_status", service.spec.name)["lanes"]
-    return [lane for lane, each in lanes.items() if each == version]
+    found = service.call("rollout_status", service.spec.name)
+    return [lane for lane, each in found["lanes"].items() if each == version]
 
 
 def versions(log: Log, audit: str) -> dict[Partition, list[tuple[int, str]]]:
@@ -279,6 +281,38 @@ def test_scores_of_another_version_than_the_batch_was_made_for_are_never_used() 
     assert batch.segments is not None
     with pytest.raises(AssertionError, match="robustz@"):
         flow.finish(batch, other.score(batch.segments))
+
+
+def test_a_version_that_was_replaced_while_nobody_held_the_lane_is_audited_once(
+    topic: Callable[[str], str],
+) -> None:
+    events = topic("events")
+    log, store = EmbeddedLog(EmbeddedBroker()), MemoryStore()
+    detector = lanes.spec("d", events)
+    partitions = [Partition(events, 0), Partition(events, 1)]
+    for name, count in ((events, 2), (detector.audit, 1), (detector.alerts, 1)):
+        log.create(name, count)
+    table = generate(Stream(keys=10, seed=2), 60)
+    values, keys = to_json(table), [table.names[k].encode() for k in table.key]
+    out = [Out(events, key, value) for key, value in zip(keys, values, strict=True)]
+
+    def live(model: str, records: list[Out]) -> dict[Partition, int]:
+        """A lane with a model until all is committed; where it began."""
+        begun = {p: c.offset for p, c in log.committed(detector.group, partitions).items()}
+        log.write(records)
+        lane = lanes.make(detector, log, partitions, store=store, model=model)
+        with lanes.running(lane):
+            lanes.until(lambda: lanes.lag(log, detector, partitions) == 0)
+        return begun
+
+    live("robustz", out[:300])
+    begun = live("lagbank", out[300:])
+    live("lagbank", [])  # the new note was committed: nothing more to say
+    assert min(begun.values()) > 0
+    robustz, lagbank = shipped("robustz").version, shipped("lagbank").version
+    assert versions(log, detector.audit) == {
+        p: [(0, robustz), (begun[p], lagbank)] for p in partitions
+    }
 
 
 # --- the commands
