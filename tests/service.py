@@ -100,8 +100,12 @@ class Service:
         )
 
     def drained(self, wait_s: float = 120.0) -> None:
-        """Wait until everything that was written is committed."""
-        until(lambda: self.lag() == 0, wait_s)
+        """Wait until everything that was written is committed; fails with what lanes say."""
+        try:
+            until(lambda: self.lag() == 0, wait_s)
+        except AssertionError as error:
+            lanes = [(r.name, r.roster, r.failures, r.lanes) for r in self.reports("owner")]
+            raise AssertionError(f"{self.lag()} left {error}: {lanes} {self.journal()}") from error
 
     def journal(self) -> list[str]:
         """Sentences of the journal, newest first."""
