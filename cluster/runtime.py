@@ -76,10 +76,9 @@ def _knock(address: str) -> None:
 
 
 def _refuse_guess(address: str) -> None:
-    """`auto` is RAY_ADDRESS, what `ray start` noted, or the only Ray here; Ray would take any."""
-    said = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+    """`auto` is what `ray start` noted, or the only Ray here: of several, Ray would take any."""
     found = sorted(services.find_gcs_addresses())
-    if address == "auto" and not said and len(found) > 1:
+    if address == "auto" and len(found) > 1 and not services.find_bootstrap_address(None):
         raise ConfigError(
             f"several Ray clusters run on this machine: {', '.join(found[:10])}",
             hint="say which with `--address`; `raywatch run` said its own when it started",
