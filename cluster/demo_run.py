@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raywatch.actors import runtime as actors
 from raywatch.actors.ports import Fetched, Log, Partition
@@ -36,6 +36,7 @@ from raywatch.models.registry import Registry, build
 
 LOGICAL_CPUS = 64  # Ray's CPUs are tickets here, as in `raywatch run`
 WORLD_S = 120.0  # until the records are made
+ASK_S = 30.0  # a broker that does not answer is asked again for so long
 START_S = 120.0  # until every lane works
 PAST_S = 180.0  # until the keys' past is scored
 AFTER_S = 120.0  # until everything is committed, beyond twice the live seconds
@@ -47,6 +48,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KILLS = ((0.35, "scorer"), (0.65, "owner"))  # share of the live seconds, and what dies then
 PAST_CHUNK, LIVE_CHUNK, READ_CHUNK = 10_000, 2_000, 20_000  # records at once
 
+Answer = TypeVar("Answer")
 Emit = Callable[[str, Mapping[str, Any]], None]  # what happened, and its fields
 
 
@@ -407,11 +409,11 @@ def _serve(
     where = log_spec(config) if bootstrap else LogSpec(embedded=BROKER)
     log = actors.open_log(where)
     for topic in topics.values():
-        log.create(topic, demo.PARTITIONS)
+        _patiently(lambda name=topic: log.create(name, demo.PARTITIONS))
     feeder = Feeder(log, made, chosen.rate)
     feeder.start()
     try:
-        deployment = prepare(config, log, where, name="demo")
+        deployment = _patiently(lambda: prepare(config, log, where, name="demo"))
         handle = launch.start(deployment, wait_s=START_S, progress=say)
         page: str = runtime.call(handle, "url")
         emit("page", {"url": page})
@@ -435,6 +437,17 @@ def _serve(
         feeder.join(5.0)
         log.close()
     return Seen(show.said, show.arrived, deaths, records, show.partitions, measured)
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask a broker that may still be busy with its own start. Raises Unreachable after ASK_S."""
+    until = time.monotonic() + ASK_S
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > until:
+                raise
 
 
 @contextmanager
