@@ -347,7 +347,9 @@ class Supervisor:
 
     def snapshot(self) -> dict[str, Any]:
         """What the page shows, as of the last tick. Any thread may ask; never waits."""
-        return self._latest or {"schema": "raywatch.snapshot/1", "state": "starting"}
+        words = f"the supervisor has not begun: {self._stuck.message}"
+        verdict = {"state": "unknown", "words": words}
+        return self._latest or {"schema": "raywatch.snapshot/1", "verdict": verdict}
 
     def url(self) -> str:
         """Where the page is."""

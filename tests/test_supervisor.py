@@ -17,13 +17,14 @@ from service import Feed, Service, config, identity, ray_local, until
 
 from raywatch.actors import runtime as actors
 from raywatch.actors.backtest import backtest
-from raywatch.actors.ports import Log, Partition
+from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import LogSpec
 from raywatch.cluster import launch, runtime
 from raywatch.cluster.commands.status import fetch
-from raywatch.cluster.deployment import Deployment, prepare
+from raywatch.cluster.deployment import Deployment, log_spec, prepare
 from raywatch.models.artifact import Artifact, pack
-from raywatch.models.errors import ConfigError, Refused
+from raywatch.models.errors import ConfigError, Refused, Unreachable
 from raywatch.models.registry import Registry, build, shipped
 from raywatch.models.synthetic import Stream, generate, to_json
 from raywatch.models.train import train
@@ -298,13 +299,47 @@ def test_an_owner_whose_process_was_killed_is_back_and_nothing_is_lost(
         service.stop()
 
 
+@pytest.mark.kafka
+def test_a_supervisor_that_comes_back_without_brokers_waits_for_them_and_says_so(
+    ray_here: None, kafka3: Any, topic: Callable[[str], str], tmp_path: Path
+) -> None:
+    events, name = topic("events"), topic("hosts").lower()
+    log = KafkaLog(kafka3.bootstrap)
+    log.create(events, 4)
+    table = generate(STREAM, 200)
+    out = [
+        Out(events, table.names[k].encode(), value)
+        for k, value in zip(table.key, to_json(table), strict=True)
+    ]
+    service = Service(config(kafka3.bootstrap, events, tmp_path, name=name))
+    try:
+        service.start()
+        log.write(out[:4_000])
+        service.drained()
+        owners, pid = service.pids("owner"), service.call("pid")
+        for node in kafka3.nodes:
+            kafka3.kill(node)
+        service.signal(pid)
+        until(lambda: service.call("pid") != pid, 60.0)
+        words = service.call("starting")
+        assert words, "it cannot know what was decided before"
+        assert "has not begun" in service.call("snapshot")["verdict"]["words"]
+        with pytest.raises(Unreachable):
+            service.call("rollout_status", name)
+        kafka3.start()
+        log.write(out[4_000:])
+        until(lambda: service.call("starting") == "", 120.0)
+        service.drained()
+        assert service.pids("owner") == owners
+    finally:
+        service.stop()
+        log.close()
+
+
 def test_a_group_with_live_members_is_refused(
     kafka: Any, topic: Callable[[str], str], tmp_path: Path
 ) -> None:
     import confluent_kafka
-
-    from raywatch.actors.kafka import KafkaLog
-    from raywatch.cluster.deployment import log_spec
 
     events, name = topic("events"), topic("hosts").lower()
     settings = config(kafka.bootstrap, events, tmp_path, name=name)
