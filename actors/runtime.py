@@ -249,32 +249,34 @@ def start_owner(
     score_timeout_s: float = 5.0,
 ) -> Any:
     """Create an owner, or find the one that has this name."""
-    actor: Any = ray.remote(
+    actor = _remote(
+        OwnerActor,
         max_restarts=-1,
         max_task_retries=0,
         concurrency_groups={"control": 4},
         num_cpus=cpus,
         scheduling_strategy=APART,
-    )(OwnerActor)
+    )
     return actor.options(**_named(name)).remote(name, spec, lanes, log, store, score_timeout_s)
 
 
 def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0) -> Any:
     """Create a scorer. It is ready when its first report arrives."""
-    actor: Any = ray.remote(
+    actor = _remote(
+        ScorerActor,
         max_restarts=0,
         max_task_retries=0,
         concurrency_groups={"control": 2},
         num_cpus=cpus,
         num_gpus=gpus,
         scheduling_strategy=APART,
-    )(ScorerActor)
+    )
     return actor.options(**_named(name)).remote(name, blob, device)
 
 
 def start_broker(name: str) -> Any:
     """Create the embedded log, or find it."""
-    actor: Any = ray.remote(max_restarts=0, max_concurrency=16, num_cpus=0.1)(BrokerActor)
+    actor = _remote(BrokerActor, max_restarts=0, max_concurrency=16, num_cpus=0.1)
     return actor.options(**_named(name)).remote()
 
 
@@ -284,10 +286,16 @@ def start_supervisor(cls: type, arguments: tuple[Any, ...]) -> Any:
     It runs on the head, also where that has no CPUs: the page has one place, and no machine that
     scores takes it down. Without its head a Ray cluster is over in any case.
     """
-    actor: Any = ray.remote(
-        max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=0, resources=HEAD
-    )(cls)
+    actor = _remote(
+        cls, max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=0, resources=HEAD
+    )
     return actor.options(**_named(SUPERVISOR)).remote(*arguments)
+
+
+def _remote(cls: type, **options: Any) -> Any:
+    """A class as an actor. Ray's types know only functions that are decorated."""
+    decorate: Any = ray.remote(**options)
+    return decorate(cls)
 
 
 def _named(name: str) -> dict[str, Any]:

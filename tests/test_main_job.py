@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from lanes import alerts
+from service import Service, config, ray_local
+
 from raywatch.actors.backtest import backtest
 from raywatch.actors.ports import Out
 from raywatch.models.registry import build, shipped
 from raywatch.models.synthetic import Stream, generate, judge, to_json
-from service import Service, config, ray_local
 
 KEYS, ROWS = 120, 2_000
 
