@@ -334,11 +334,12 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._ear = rules.Ear(bootstrap)
         self._client: Any = None  # Kept: answers never arrive once it is collected.
+        self._lookers: dict[str, Any] = {}
         self._writing = threading.Lock()
         self._writer: _Writer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuilt, (self.bootstrap, self._settings, self._exactly_once))
+        return partial(KafkaLog, exactly_once=self._exactly_once), (self.bootstrap, self._settings)
 
     def __repr__(self) -> str:
         return f"KafkaLog({self.bootstrap!r})"  # settings hold secrets
@@ -415,14 +416,7 @@ class KafkaLog:
         """See `Log`."""
         if not partitions:
             return {}
-        asked = [ck.ConsumerGroupTopicPartitions(group, _asked(partitions))]
-
-        def ask(wait: float) -> Any:
-            listed = self._admin.list_consumer_group_offsets(
-                asked, require_stable=False, request_timeout=wait
-            )
-            return _answer(listed[group]).topic_partitions
-
+        ask = partial(self._looker(group).committed, _asked(partitions))
         try:
             return rules.found(rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE))
         except FAILURE as raised:
@@ -463,6 +457,8 @@ class KafkaLog:
         """See `Log`."""
         with self._lock, self._writing:
             self._client = self._writer = None
+            while self._lookers:
+                rules.end(self._lookers.popitem()[1])
 
     @property
     def _admin(self) -> Any:
@@ -470,6 +466,14 @@ class KafkaLog:
             if self._client is None:
                 self._client = AdminClient(self.settings(rules.CLIENT, {"error_cb": self._ear}))
             return self._client
+
+    def _looker(self, group: str) -> Any:
+        """Asks for a group's offsets: admin clients crash without coordinator, librdkafka#5040."""
+        fixed = {**rules.LOOKER_RULES, "group.id": group, "error_cb": self._ear}
+        with self._lock:
+            if group not in self._lookers:  # as many as there are detectors
+                self._lookers[group] = ck.Consumer(self.settings(rules.CLIENT, fixed))
+            return self._lookers[group]
 
     def _silent(self) -> Unreachable:
         self._admin.poll(0)  # lets the ear hear
@@ -494,7 +498,3 @@ def _answer(future: Future[Any]) -> Any:
         return future.result(ANSWER_S + 1.0)
     except TimeoutError as raised:
         raise FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from raised
-
-
-def _rebuilt(bootstrap: str, settings: dict[str, str], exactly_once: bool | None) -> KafkaLog:
-    return KafkaLog(bootstrap, settings, exactly_once=exactly_once)

@@ -46,6 +46,8 @@ READER_RULES = {
     "enable.partition.eof": False,
     "allow.auto.create.topics": False,
 }
+# Of a client that asks what a group committed and does not wait for open transactions.
+LOOKER_RULES = {**READER_RULES, "isolation.level": "read_uncommitted"}
 WRITER = {
     **CLIENT,
     "linger.ms": 5,
@@ -281,7 +283,7 @@ def not_opened(fault: Fault, lane: str) -> RaywatchError:
         )
     return ConfigError(
         f"lane `{lane}`: this Kafka has no transactions: {fault.str()}",
-        hint="`exactly_once: false` works without: alerts may then repeat, with the same ids",
+        hint="deploy again: it asks the brokers anew, and works at least once where they have none",
     )
 
 

@@ -122,7 +122,7 @@ def prepare(
             for topic in (each.spec.alerts, each.spec.rejects):
                 _create(log, topic, topics, ALERT_TOPIC)
         _create(log, config.audit, topics, AUDIT_TOPIC)
-    mode = _mode(log)
+    mode = "it was asked to do without" if spec.exactly_once is False else _mode(log)
     if mode:
         notes.append(f"no transactions here ({mode}): at least once, with deterministic alert ids")
     token = config.page.token.reveal() if config.page.token else None

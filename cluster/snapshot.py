@@ -59,6 +59,7 @@ def build(seen: Observed, now_ms: int, axis: Axis) -> dict[str, Any]:
             "version": cluster.version,
             "config": cluster.config,
             "up_s": _number(cluster.up_s),
+            "exactly_once": cluster.exactly_once,
         },
         "verdict": verdict(seen),
         "owners": _owners(seen.owners, seen.partitions),

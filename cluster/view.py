@@ -7,10 +7,14 @@ later; nothing is carried over a restart that was not measured.
 
 from collections import deque
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from raywatch.actors.owner import LaneReport
+from raywatch.cluster.deployment import Deployment
+from raywatch.cluster.journal import Journal
 from raywatch.cluster.lag import back_s, lag_records, lag_s, rates, verdict
+from raywatch.cluster.reader import Reader
+from raywatch.cluster.runtime import Crew
 from raywatch.cluster.series import Axis, Chart
 from raywatch.cluster.snapshot import build, ok_lags, open_alerts
 from raywatch.cluster.views import (
@@ -25,19 +29,27 @@ from raywatch.cluster.views import (
     ScorerView,
     StageView,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from raywatch.cluster.supervisor import Supervisor
-    from raywatch.cluster.watch import Watch
+from raywatch.cluster.watch import Watch
 
 AXIS = Axis(n=180, step_s=5.0)
 DAY_MS = 86_400_000
 
 
+class Supervised(Protocol):
+    """What the supervisor holds."""
+
+    deployment: Deployment
+    watches: dict[str, Watch]
+    crew: Crew
+    reader: Reader
+    journal: Journal
+    began: float
+
+
 class View:
     """The page's memory."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
+    def __init__(self, supervisor: Supervised) -> None:
         self._s = supervisor
         self._chart = Chart(AXIS)
         self._seen = 0  # alerts counted so far
@@ -66,6 +78,7 @@ class View:
                 config=self._s.deployment.digest,
                 up_s=now - self._s.began,
                 config_path=self._s.deployment.config_path,
+                exactly_once=self._exactly_once(),
             ),
             pool=self._pool(scorers, now_ms),
             owners=[each for w in self._s.watches.values() for each in self._owners(w, now)],
@@ -89,9 +102,14 @@ class View:
         )
         return build(seen, now_ms, AXIS)
 
+    def _exactly_once(self) -> bool | None:
+        """The weakest mode of all owners; None where none said."""
+        reports = [r for w in self._s.watches.values() for r in w.keeper.reports().values()]
+        return min((r.exactly_once for r in reports if r.exactly_once is not None), default=None)
+
     # ---- parts -----------------------------------------------------------------------------
 
-    def _partitions(self, watch: "Watch", now: float) -> list[PartitionView]:
+    def _partitions(self, watch: Watch, now: float) -> list[PartitionView]:
         owner_of: dict[Any, tuple[str, LaneReport]] = {}
         for name, report in watch.keeper.reports().items():
             for lane in report.lanes:
@@ -124,7 +142,7 @@ class View:
             view.back_s, self._line(f"lag:{view.name}", now_ms),
         )  # fmt: skip
 
-    def _detector(self, watch: "Watch", now_ms: int, now: float) -> DetectorView:
+    def _detector(self, watch: Watch, now_ms: int, now: float) -> DetectorView:
         windows = list(self._s.reader.windows[watch.spec.group].values())
         flows = [rates(w) for w in windows]
         arrive = _sum([f.arrivals_per_s for f in flows])
@@ -152,7 +170,7 @@ class View:
             lag_series_s=self._line(f"dlag:{name}", now_ms),
         )
 
-    def _owners(self, watch: "Watch", now: float) -> list[OwnerView]:
+    def _owners(self, watch: Watch, now: float) -> list[OwnerView]:
         found: list[OwnerView] = []
         reports = watch.keeper.reports()
         for name in watch.keeper.seats.values():
@@ -161,7 +179,7 @@ class View:
             found.append(OwnerView(name, up))
         return found
 
-    def _scorers(self, watch: "Watch") -> list[ScorerView]:
+    def _scorers(self, watch: Watch) -> list[ScorerView]:
         found: list[ScorerView] = []
         reports = watch.keeper.scorer_reports()
         for scorer in watch.keeper.scorers.values():

@@ -23,6 +23,7 @@ class ClusterView:
     config: str  # short hash
     up_s: float
     config_path: str = "CONFIG"  # what an operator types to name the config
+    exactly_once: bool | None = None  # False: alerts may repeat, with the same ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KafkaCluster"]:
     cluster.stop()
 
 
+@pytest.fixture
+def kafka_new(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KafkaCluster"]:
+    """One broker that nobody ever asked anything."""
+    cluster = _started(tmp_path_factory.mktemp("kafka-new"), 1)
+    yield cluster
+    cluster.stop()
+
+
 @pytest.fixture(scope="module")
 def kafka3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KafkaCluster"]:
     """Three brokers for one module: its tests may kill them and start them again."""

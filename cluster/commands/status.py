@@ -139,6 +139,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append(f"  {verdict['why']}")
     if step.get("command"):
         said.append(f"  {step.get('say', 'Next:')} {step['command']}")
+    mode = part("cluster").get("exactly_once")
+    once = "exactly once" if mode else "at least once (a repeated one has the same id)"
+    once = "-" if mode is None else once
     said += [
         f"owners   {shown('owners', 'up')} of {shown('owners', 'want')} up, lag "
         f"{shown('owners', 'lag_records')} records, oldest {shown('owners', 'lag_oldest_s')} s",
@@ -147,7 +150,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"busy {shown('scorers', 'busy')}, "
         f"p99 {shown('scorers', 'p99_ms')} ms, {shown('scorers', 'model')}",
         f"alerts   {shown('alerts', 'today')} today, {shown('alerts', 'last_minute')} in the last "
-        f"minute, {shown('alerts', 'unacknowledged')} unacknowledged",
+        f"minute, {shown('alerts', 'unacknowledged')} unacknowledged; {once}",
         f"records  {shown('alerts', 'scored_today')} scored today, "
         f"{shown('alerts', 'rejects_today')} rejected",
     ]
