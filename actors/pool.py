@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from raywatch.actors.ports import Clock, Ticket
 from raywatch.models.scorer import Scorer, Scores, Segments
 
-SHUN_S = 2.0  # A scorer that failed is not asked again for this long, if there is another.
+SHUN_S = 2.0  # A scorer that failed is not asked again for this long, if there is another,
+SHUN_MAX_S = 60.0  # twice as long each time it fails again, up to this: each try costs a time-out.
 BUSY_FACTOR = 12.0  # A batch waits at a scorer that answers others for at most so many time-outs.
 RETRY_S = 0.02  # Pause before a batch without a scorer looks for one again.
 
@@ -77,6 +78,7 @@ class Members:
         self._members: dict[str, Member] = {}
         self._load: dict[str, int] = {}
         self._shunned: dict[str, float] = {}
+        self._failures: dict[str, int] = {}  # since its last answer
         self._failed: dict[str, str] = {}
         self._answered: dict[str, float] = {}  # when each last answered any lane of this owner
         self.wrap = wrap  # turns a batch into what is sent; made once for all its tries
@@ -88,6 +90,7 @@ class Members:
             self._shunned = {n: t for n, t in self._shunned.items() if n in members}
             self._failed = {n: why for n, why in self._failed.items() if n in members}
             self._answered = {n: t for n, t in self._answered.items() if n in members}
+            self._failures = {n: k for n, k in self._failures.items() if n in members}
 
     def take(self, version: str) -> Member | None:
         """The least loaded member of this version, and count one batch on it."""
@@ -110,9 +113,13 @@ class Members:
             if name not in self._members:
                 return
             if failed:
-                self._shunned[name] = self._clock.monotonic() + SHUN_S
+                count = self._failures.get(name, 0)
+                self._failures[name] = min(count + 1, 16)
+                pause_s = min(SHUN_MAX_S, SHUN_S * 2.0**count)
+                self._shunned[name] = self._clock.monotonic() + pause_s
                 self._failed[name] = failed
             else:
+                self._failures.pop(name, None)
                 self._answered[name] = self._clock.monotonic()
 
     def answered(self, name: str) -> float:
