@@ -242,6 +242,23 @@ def verdict(tab: Tab) -> str:
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("banded", [True, False])
+def test_what_was_expected_is_a_band_or_else_a_line(banded: bool, show: Show, look: Look) -> None:
+    snapshot = sample("healthy")
+    for each in snapshot["incidents"]:
+        if not banded:
+            each["series"] |= {"low": [None] * N, "high": [None] * N}
+    show.put(snapshot)
+    tab = look()
+    plots = tab.locator("#incidents .inc svg[role=img]")
+    assert plots.count() == len(snapshot["incidents"])
+    lines = tab.locator('#incidents .inc svg[role=img] path[stroke="var(--calm)"]')
+    bands = tab.locator('#incidents .inc svg[role=img] path[fill="var(--band)"]')
+    shown = (0, plots.count()) if banded else (plots.count(), 0)
+    assert (lines.count(), bands.count()) == shown
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_is_said_first_and_fits_a_phone(name: str, show: Show, look: Look) -> None:
     show.put(sample(name), frozen=name == "stale")
