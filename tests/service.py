@@ -19,7 +19,7 @@ from raywatch.actors.runtime import LogSpec
 from raywatch.cluster import launch, runtime
 from raywatch.cluster.config import Config
 from raywatch.cluster.deployment import Deployment, log_spec, prepare
-from raywatch.models.errors import RaywatchError, Unreachable
+from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 
 
 def config(
@@ -131,14 +131,18 @@ class Service:
 
 
 def _prepared(settings: Config, log: Log, spec: LogSpec) -> Deployment:
-    """`prepare`, with patience: a broker's first coordinator takes its time on a busy machine."""
+    """`prepare`, with patience: on a busy machine a broker's first coordinator takes its time, and
+    so does the news of a topic that was just made on its way to the other brokers.
+    """
     end = time.monotonic() + 60.0
     while True:
         try:
             return prepare(settings, log, spec)
-        except Unreachable:
-            if time.monotonic() > end:
+        except (ConfigError, Unreachable) as error:
+            passing = isinstance(error, Unreachable) or "does not exist" in error.message
+            if time.monotonic() > end or not passing:
                 raise
+            time.sleep(0.1)
 
 
 class Feed:

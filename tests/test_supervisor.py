@@ -31,7 +31,7 @@ from raywatch.models.train import train
 
 pytestmark = pytest.mark.ray
 STREAM = Stream(keys=40, seed=5, quiet=300, injections=("spike", "level"))
-ROWS = 3_000
+ROWS = 1_500
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_killed_supervisor_comes_back_and_adopts_what_runs(
         opened, started = service.opened(), service.journal()[-1]
         page = service.call("url")
         with Feed(service.log, events, keys, values, 5_000.0) as feed:
-            until(lambda: feed.sent > 20_000)
+            until(lambda: feed.sent > 15_000)
             took_s = kill_supervisor(service)
             assert took_s < 30.0, took_s
             until(lambda: feed.sent == len(values), 60.0)
@@ -283,7 +283,7 @@ def test_an_owner_whose_process_was_killed_is_back_and_nothing_is_lost(
         service.start()
         before = service.pids("owner")
         victim = sorted(before)[0]
-        with Feed(service.log, events, keys, values, 2_000.0) as feed:
+        with Feed(service.log, events, keys, values, 4_000.0) as feed:
             until(lambda: feed.sent > 10_000)
             service.signal(before[victim])
             until(lambda: service.pids("owner").get(victim, before[victim]) != before[victim], 60.0)
