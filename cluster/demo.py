@@ -248,17 +248,18 @@ def summary(
         "repeated": compared.repeated,
         "foreign": compared.foreign,
         "different": compared.different,
-        "deaths": [
-            {
-                "kind": death.kind,
-                "name": death.name,
-                "pid": death.pid,
-                "at_s": round(death.at_s, 2),
-                "back_s": None if death.back_s is None else round(death.back_s, 2),
-            }
-            for death in deaths
-        ],
+        "deaths": [_fields(death) for death in deaths],
         **measured,
+    }
+
+
+def _fields(death: Death) -> dict[str, Any]:
+    return {
+        "kind": death.kind,
+        "name": death.name,
+        "pid": death.pid,
+        "at_s": round(death.at_s, 2),
+        "back_s": None if death.back_s is None else round(death.back_s, 2),
     }
 
 
