@@ -136,7 +136,7 @@ def noted(text: str) -> tuple[str, int | None]:
     """Model and offset out of such a note; a foreign one says nothing."""
     try:
         found = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
     model, since = fields.get("model"), fields.get("since")

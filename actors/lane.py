@@ -48,6 +48,7 @@ BACKOFF_MIN_S = 0.05  # Between two attempts to open a lane, doubled while nothi
 BACKOFF_MAX_S = 5.0  # up to this.
 BLOCKED_S = 5.0  # Between two attempts while something must be changed by a person.
 OUT_MAX = 5_000  # Records written by one transaction before it is committed early.
+RENEW_S = 21_600.0  # All offsets are committed anew this often: brokers forget them after days.
 WORDS_S = 2.0  # Scores that are missing for longer are spoken of.
 GAP_BATCHES = 5  # A lane that had to replay more than this stores its state once it has.
 
@@ -201,6 +202,7 @@ class Shift:
         self.committed = {p: c.offset for p, c in kept.items()}
         self.since = self._versions(kept, start.speak)
         self.committed_at = self.clock.monotonic()
+        self.renew_at = self.committed_at + RENEW_S
         self._begin(start, kept)
         self.source.assign(read)
         self.stats.version = self.model.version
@@ -276,6 +278,8 @@ class Shift:
         full = len(self.in_flight) >= spec.in_flight
         self._collect(0.05 if pause or full else 0.0)
         now = self.clock.monotonic()
+        if now >= self.renew_at:  # also of partitions to which nobody writes
+            self.renew_at, self.renote = now + RENEW_S, True
         urgent = self.out and (now - self.out_since >= FLUSH_S or len(self.out) >= OUT_MAX)
         if urgent or now - self.committed_at >= spec.checkpoint_s:
             self._commit()
@@ -459,15 +463,10 @@ class Shift:
 
     def _audit(self, what: str, partition: Partition, words: Mapping[str, object]) -> None:
         entry = {
-            "schema": "raywatch.audit/1",
-            "what": what,
-            "detector": self.spec.name,
-            "lane": self.lane.number,
-            "topic": partition.topic,
-            "partition": partition.number,
-            "at_ms": self.clock.now_ms(),
-            **words,
-        }
+            "schema": "raywatch.audit/1", "what": what, "at_ms": self.clock.now_ms(),
+            "detector": self.spec.name, "lane": self.lane.number,
+            "topic": partition.topic, "partition": partition.number, **words,
+        }  # fmt: skip
         key = f"{self.spec.name}/{partition}".encode()
         self.out.append(Out(self.spec.audit, key, json.dumps(entry).encode()))
 

@@ -89,7 +89,7 @@ def of_json(value: bytes | None) -> Entry | None:
     """The entry that a record of the audit topic holds, or None where it is something else."""
     try:
         parsed: Any = json.loads(value or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(parsed, dict):
         return None

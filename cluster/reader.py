@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from raywatch.actors.ports import Clock, Log, Out, Partition, Source
 from raywatch.cluster.growth import Growth, unwatched
@@ -24,6 +24,7 @@ ALERTS_KEPT = 2_000  # newest alerts of all detectors; the page shows open incid
 WRITES_MAX = 10_000  # journal sentences that wait for a broker; older ones are dropped first
 CHUNK = 500  # sentences written in one go
 TAIL_MAX = 5_000  # alerts read in one go
+DIGITS_MAX = 19  # of an integer in an alert
 
 
 class Reader:
@@ -148,11 +149,8 @@ class Reader:
         for topic, detector in self._alert_topics.items():
             tail = self._tails.get(topic) or self._open(topic)
             for value in tail.fetch(TAIL_MAX, 0.05).values:
-                try:
-                    alert = json.loads(value or b"null")
-                except (ValueError, RecursionError):
-                    continue  # nobody keeps others from writing to a topic
-                if isinstance(alert, dict):
+                alert = _object(value)
+                if alert is not None:
                     with self._lock:
                         self.alerts.append({**alert, "detector": detector})
                         self.alerts_total += 1
@@ -165,3 +163,19 @@ class Reader:
         tail.assign({p: max(b.low, b.end - ALERTS_KEPT) for p, b in bounds.items()})
         self._tails[topic] = tail
         return tail
+
+
+def _object(value: bytes | None) -> dict[str, Any] | None:
+    """A JSON object, or None: nobody keeps others from writing to a topic.
+
+    An integer that is no float64 is no number of ours, and would break what calculates with it.
+    """
+    try:
+        found = json.loads(value or b"null", parse_int=_integer)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= DIGITS_MAX else None

@@ -462,6 +462,6 @@ class Supervisor:
 def _object(value: bytes | None) -> dict[str, Any]:
     try:
         found = json.loads(value or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,8 +20,16 @@ import pytest
 from command import Said, called, started, written
 from lanes import alerts, lag, make, read_all, running, spec, until
 
+from raywatch.actors import checkpoint
+from raywatch.actors import lane as lane_module
+from raywatch.actors.clock import SystemClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.ports import Committed, Out, Partition
+from raywatch.cluster import journal
+from raywatch.cluster.reader import Reader
+from raywatch.cluster.series import Axis
+from raywatch.cluster.snapshot import build, open_alerts
+from raywatch.cluster.views import ClusterView, Observed, PoolView
 
 BODY = b'{"host": "h1", "ts": 1700000000000, "value": 1.5}'
 DEAD_S = 45.0  # A dead broker is reported after about 10 s; the rest is for busy machines.
@@ -206,6 +214,27 @@ def test_a_lane_whose_offset_is_not_retained_stands_with_the_hint_or_goes_on_and
         assert alerts(log, "d.alerts") == []
 
 
+def test_offsets_of_a_partition_to_which_nobody_writes_are_committed_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Brokers forget an offset after `offsets.retention.minutes`, 7 days, however the lane does."""
+    monkeypatch.setattr(lane_module, "RENEW_S", 0.1)
+    broker = EmbeddedBroker()
+    log = EmbeddedLog(broker)
+    for name, size in (("in", 2), ("d.alerts", 1), ("d.rejects", 1), ("raywatch.audit", 1)):
+        log.create(name, size)
+    partitions, detector = [Partition("in", 0), Partition("in", 1)], spec("d", "in")
+    log.write([Out("in", b"h1", BODY)] * 20)
+    with running(make(detector, log, partitions)):
+        until(lambda: lag(log, detector, partitions) == 0)
+        before = log.committed(detector.group, partitions)
+        assert len(before) == 2
+        broker._groups.clear()
+        until(lambda: log.committed(detector.group, partitions) == before)
+    started = [json.loads(o.value or b"")["what"] for o in read_all(log, "raywatch.audit")]
+    assert started == ["started"] * 2  # nothing else is said
+
+
 # ---- what lies in our own topics --------------------------------------------------------------
 
 
@@ -229,6 +258,40 @@ def test_what_others_wrote_into_our_topics_is_shown_or_passed_over(
             found = raywatch(command, "tail", path, *json_flag)
             assert found.code == 0, found.err
             assert len(found.out.splitlines()) == len(odd)
+
+
+def test_what_others_wrote_into_our_topics_stops_no_supervisor_and_no_lane() -> None:
+    deep, digits = b"[" * 100_000, b"9" * 400
+    odd = [
+        deep,
+        b'{"run_kind": "live", "id": "a", "since_ms": %s, "at_ms": 1}' % digits,
+        b'{"run_kind": "live", "id": "b", "since_ms": 1, "tail_probability": %s}' % digits,
+        b'{"run_kind": "live", "id": "c", "since_ms": 1, "at_ms": %s, "window": '
+        b'{"step_ms": %s, "observed": [1, %s]}}' % (digits, digits, digits),
+        b'{"run_kind": "live", "id": "d", "since_ms": 1, "channels": [1, {"share": "x"}]}',
+        b'{"run_kind": "live", "id": ["e"], "state": {}}',
+    ]
+    log = EmbeddedLog(EmbeddedBroker())
+    log.create("d.alerts", 1)
+    log.write([Out("d.alerts", b"k", value) for value in odd])
+    reader = Reader(log, SystemClock(), {}, {"d.alerts": "d"})
+    reader.start()
+    try:
+        until(lambda: reader.alerts_total == len(odd) - 1)
+        seen = Observed(
+            ClusterView("c", "0", "d", 900.0),
+            PoolView(1, 2, 0.7),
+            alerts=open_alerts(reader.recent()),
+        )
+        made = build(seen, 1_700_000_000_000, Axis(n=6, step_s=5.0))
+    finally:
+        reader.close()
+    assert reader.trouble == ""
+    assert {incident["id"] for incident in made["incidents"]} == {"b", "c", "d"}
+    json.dumps(made, allow_nan=False)
+    assert journal.of_json(deep) is None
+    assert checkpoint.noted(deep.decode()) == ("", None)
+    assert checkpoint.noted('{"model": 7, "since": "x"}') == ("", None)
 
 
 # ---- run ------------------------------------------------------------------------------------
