@@ -1,17 +1,15 @@
-"""Goal: `ray up` with the shipped configs gives a cluster that is whole, closed and quick to heal.
+"""Goal: `ray up` takes the shipped configs, and they give a cluster that is bounded and closed.
 
 Method: Ray's own schema, and own checks of what it lets through; a simulated EC2 for the launch of
-the head; and three hosts in namespaces for the whole way, up to the death of a machine. Everything
-that is started runs in a lab (hosts.py) and ends with it. Needs root: without, it says so.
+the head, which runs in a lab (hosts.py) and ends with it: that needs root, and says so. The whole
+way over three machines is in test_deploy.py.
 """
 
 import copy
 import json
 import os
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from hosts import Lab
+from machines import shipped, until
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from hosts import Lab  # noqa: E402
-
 FILES = ("ray-local", "ray-aws")
 TUNED = {  # what notices a dead machine in about 3 s, a frozen one in about 10
     "RAY_health_check_initial_delay_ms": 1_000,
@@ -31,15 +28,9 @@ TUNED = {  # what notices a dead machine in about 3 s, a frozen one in about 10
     "RAY_health_check_timeout_ms": 2_000,
     "RAY_health_check_failure_threshold": 3,
 }
-UP_S = 90.0  # from `ray up` to three machines
-DEATH_S = 30.0  # until a machine without a network is given up; 64 s without tuning
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="network namespaces need root, this is uid " + str(os.geteuid())
 )
-
-
-def shipped(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
 
 
 # --- the files
@@ -218,96 +209,3 @@ def test_the_cloud_gets_a_head_and_gives_it_back(cloud: tuple[Lab, dict[str, str
     assert "0.0.0.0/0" not in json.dumps(group["IpPermissions"])
     lab.run(["ray", "down", "-y", str(file)], timeout_s=60, env=env)
     until(look, lambda seen: seen[0][0]["State"]["Name"] in ("shutting-down", "terminated"), 30)
-
-
-def until(look: Callable[[], Any], good: Callable[[Any], bool], limit_s: float) -> Any:
-    """Look once a second until it is good; returns what was seen."""
-    ends = time.monotonic() + limit_s
-    while not good(seen := look()):
-        assert time.monotonic() < ends, f"not within {limit_s:.0f} s, but: {seen}"
-        time.sleep(1.0)
-    return seen
-
-
-# --- three machines
-
-SPREAD = """
-import ray
-ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-class Where:
-    def ip(self):
-        return ray.util.get_node_ip_address()
-actors = [Where.remote() for _ in range(4)]
-print("on", *sorted(set(ray.get([a.ip.remote() for a in actors], timeout=60))))
-"""
-
-
-class Machines:
-    """A cluster on three hosts, started by `ray up` with the shipped file."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        config = shipped("ray-local")
-        config["provider"]["head_ip"] = lab.address(1)
-        config["provider"]["worker_ips"] = [lab.address(2), lab.address(3)]
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(lab.key)}
-        config["available_node_types"]["local.cluster.node"]["resources"] = {"CPU": 2}
-        self.file = lab.home / "ray-local.yaml"
-        self.file.write_text(yaml.safe_dump(config))
-
-    def up(self) -> None:
-        self.lab.run(["ray", "get-auth-token", "--generate"], timeout_s=30)
-        self.lab.run(["ray", "up", "-y", "--no-config-cache", str(self.file)], timeout_s=UP_S)
-
-    def on_head(self, command: str, *, timeout_s: float = 60.0) -> str:
-        """Run a shell command on the head, as an operator there would; returns what it said."""
-        said = self.lab.on(1, f"export RAY_AUTH_MODE=token; {command}", timeout_s=timeout_s)
-        return said.stdout
-
-    def alive(self) -> list[str]:
-        """Addresses of the machines that Ray believes to be alive."""
-        said = self.on_head("ray list nodes --format json 2> /dev/null || echo '[]'")
-        return sorted(n["node_ip"] for n in json.loads(said) if n["state"] == "ALIVE")
-
-    def down(self) -> None:
-        """`ray down`, and `ray stop` on each machine: the first one leaves workers running."""
-        self.lab.run(["ray", "down", "-y", str(self.file)], timeout_s=60, check=False)
-        for host in range(1, self.lab.hosts + 1):
-            self.lab.on(host, "ray stop --force", timeout_s=40, check=False)
-
-
-@pytest.fixture
-def machines() -> Iterator[Machines]:
-    with Lab(3) as lab:
-        yield Machines(lab)
-
-
-@pytest.mark.netns
-@as_root
-def test_three_machines_come_up_work_lose_one_and_go_down(machines: Machines) -> None:
-    lab = machines.lab
-    every = [lab.address(host) for host in (1, 2, 3)]
-    began = time.monotonic()
-    machines.up()
-    until(machines.alive, lambda seen: seen == every, UP_S - (time.monotonic() - began))
-    assert "3 local.cluster.node" in machines.on_head("ray status")
-
-    script = lab.home / "spread.py"
-    script.write_text(SPREAD)
-    said = machines.on_head(f"python {script}")
-    assert f"on {every[1]} {every[2]}" in said  # work goes to the workers, never to the head
-
-    stranger = f"HOME=/tmp RAY_AUTH_MODE=disabled ray status --address={every[0]}:6379"
-    assert lab.on(2, stranger, timeout_s=60, check=False).returncode != 0  # no token, no answer
-
-    lab.cut(3)
-    cut = time.monotonic()
-    until(machines.alive, lambda seen: seen == every[:2], DEATH_S)
-    assert time.monotonic() - cut < DEATH_S
-    lab.cut(3, whole=True)
-
-    machines.down()
-    for host in (1, 2, 3):
-        left = lab.on(host, "ps axo comm | grep -c -e raylet -e gcs_server || true", timeout_s=20)
-        assert left.stdout.strip() == "0", f"host {host}"
