@@ -20,15 +20,18 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here: install Python 3.11, or make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
-	@# Kernels are compiled now, so that the first batch of a stream does not wait for it.
-	$(BIN)/python -c 'from raywatch.models.warm import warm; warm()'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run
+# Kernels are compiled now, so that the first batch of a stream does not wait for it.
+$(VENV)/.warm: $(VENV)/.run $(wildcard models/*.py actors/*.py)
+	$(BIN)/python -m raywatch.actors.warm
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.warm
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/.run ## Watch a small world on this machine: no Java, no broker
+demo: $(VENV)/.warm ## Watch a small world on this machine: no Java, no broker
 	$(BIN)/raywatch demo
 
 dev: $(VENV)/.dev ## Make .venv with everything for work on raywatch

@@ -228,16 +228,7 @@ def summary(
             kind: {"injected": every, "found": found, "missed": every - found}
             for kind, (found, every) in verdict.by_kind.items()
         },
-        "anomalies": [
-            {
-                "kind": each.kind,
-                "key": each.key,
-                "begin_ms": each.begin_ms,
-                "end_ms": each.end_ms,
-                "found": each not in verdict.unfound,
-            }
-            for each in made.injected
-        ],
+        "anomalies": [_anomaly(each, each not in verdict.unfound) for each in made.injected],
         "alerts": len(alerts),
         "opened": states["open"],
         "updated": states["update"],
@@ -250,6 +241,16 @@ def summary(
         "different": compared.different,
         "deaths": [_fields(death) for death in deaths],
         **measured,
+    }
+
+
+def _anomaly(each: Injection, found: bool) -> dict[str, Any]:
+    return {
+        "kind": each.kind,
+        "key": each.key,
+        "begin_ms": each.begin_ms,
+        "end_ms": each.end_ms,
+        "found": found,
     }
 
 

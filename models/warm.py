@@ -3,9 +3,15 @@
 Numba keeps what it compiled on disk: installation calls `warm()`, processes find it there. Each
 entry of KERNELS is a function that calls the kernels of its room with tiny inputs of exactly the
 types that a stream brings; whoever adds a kernel adds it there.
+
+Numba notices a change in a kernel's own file, not in a file that the kernel calls into: a stale
+kernel would go on computing what the old one did. `forget_stale` removes all of a folder's
+compiled kernels when any source in it changed; `make` calls it whenever sources are newer.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +20,24 @@ from raywatch.models.history import History
 from raywatch.models.lagbank import LagBank
 from raywatch.models.robustz import RobustZ
 from raywatch.models.scorer import LEVELS, Level, Segments
+
+
+def forget_stale(folder: Path) -> int:
+    """Remove compiled kernels that older sources of `folder` left. Returns how many."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sorted(folder.glob("*.py")):
+        digest.update(source.read_bytes())
+    cache = folder / "__pycache__"
+    note = cache / "kernels.of"
+    now = digest.hexdigest()
+    if note.exists() and note.read_text(encoding="ascii") == now:
+        return 0
+    stale = [path for pattern in ("*.nbi", "*.nbc") for path in cache.glob(pattern)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    cache.mkdir(exist_ok=True)
+    note.write_text(now, encoding="ascii")
+    return len(stale)
 
 
 def warm() -> None:
