@@ -7,7 +7,9 @@ rejects with their headers are compared. Once more on real Kafka, with nulls and
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from lanes import lag, make, read_all, running, spec, until
 
 from raywatch.actors import checkpoint
+from raywatch.actors.decode import decode
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
 from raywatch.actors.flow import REJECT_BYTES_MAX, Flow
 from raywatch.actors.ports import Fetched, Log, Out, Partition
@@ -273,6 +276,11 @@ def test_a_record_without_a_kafka_key_is_a_bad_key_where_that_is_the_key() -> No
     assert (entry["reason"], value) == ("bad key", body())
     assert lane.stats.keys == 1
 
+    # Kafka knows a null beside the empty key; the embedded log does not.
+    column = np.array([BEGIN_MS])
+    null = Fetched(np.zeros(1, np.int32), np.zeros(1, np.int64), column, [body()], [None])
+    assert [reject.reason for reject in decode(null, record).rejects] == ["bad key"]
+
 
 # ---- time: records count in offset order, whatever their timestamps say ---------------------
 
@@ -322,8 +330,6 @@ def test_late_and_duplicate_times_are_scored_like_any_other() -> None:
 def test_only_a_time_that_cannot_be_or_lies_too_far_ahead_of_the_log_is_bad(
     time: int, reason: str
 ) -> None:
-    from raywatch.actors.decode import decode
-
     column = np.array([BEGIN_MS])
     fetched = Fetched(np.zeros(1, np.int32), np.zeros(1, np.int64), column, [body(ts=time)], [])
     found = decode(fetched, RecordSpec(values=("value",), key="host", time="ts"))
@@ -364,3 +370,20 @@ def test_on_real_kafka_a_value_of_10_mb_and_nulls_cost_no_other_record(
         ) == sorted(tuple(sorted((n, v) for n, v in a.items() if n not in skip)) for a in expected)
     finally:
         log.close()
+
+
+# ---- the page -------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_page_names_a_test_that_is_there() -> None:
+    root = Path(__file__).parent
+    page = (root.parent / "docs" / "bad-input.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"\[`(test_\w+)`\]\(\.\./tests/(test_\w+\.py)\)", row)
+        assert named or "as above" in row or "the same" in row or "as the first" in row, row
+        for test, file in named:
+            assert f"def {test}(" in (root / file).read_text(), test
+    for reason in REASONS:
+        assert f"`{reason}`" in page, reason

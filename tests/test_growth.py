@@ -24,6 +24,7 @@ from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.store import MemoryStore
 from raywatch.cluster import launch
+from raywatch.cluster.commands.check import examine
 from raywatch.cluster.deployment import prepare
 from raywatch.cluster.growth import Growth, added, grown, unwatched
 from raywatch.cluster.views import (
@@ -94,6 +95,24 @@ def test_a_verdict_says_what_is_not_read_unless_something_is_worse() -> None:
     worse = dataclasses.replace(seen, partitions=[PartitionView("x/0", "stalled")])
     assert verdict(worse)["words"] == "x/0 stalled"
     assert verdict(dataclasses.replace(seen, unread=""))["state"] == "healthy"
+
+
+def test_check_warns_of_partitions_that_nobody_reads(tmp_path: Path) -> None:
+    broker = EmbeddedBroker()
+    log = EmbeddedLog(broker)
+    log.create("in", 2)
+    settings = config("127.0.0.1:1", "in", tmp_path, name="d")
+
+    def warned() -> list[str]:
+        return [each.words for each in examine(settings, log) if each.state == "warn"]
+
+    assert not any("records in the others" in words for words in warned())  # it never ran
+    sink, source = log.sink("d", "raywatch.d"), log.source("raywatch.d", of("in", 0, 1))
+    sink.open()
+    sink.transact([], dict.fromkeys(of("in", 0, 1), Committed(0)), source)
+    assert not any("records in the others" in words for words in warned())
+    broker.grow("in", 4)
+    assert f"d: {Growth('in', 4, 2).words}" in warned()
 
 
 # ---- state ----------------------------------------------------------------------------------
