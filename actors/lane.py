@@ -443,9 +443,7 @@ class Shift:
         offsets = {
             p: Committed(ledger.committable, checkpoint.note(self.noted, self.since[p]))
             for p, ledger in self.ledger.items()
-            if self.renote
-            or ledger.committable > self.committed.get(p, -1)
-            or (force and p not in self.committed)
+            if self.renote or ledger.committable > self.committed.get(p, -1)
         }
         # What was decided may only be said together with the offsets that it was decided on.
         if not offsets and not (force and self.out):

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,12 @@ from raywatch.actors.clock import SystemClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.lane import Lane
 from raywatch.actors.pool import LocalPool
-from raywatch.actors.ports import Committed, Log, Out, Partition, Store
+from raywatch.actors.ports import Committed, Log, Out, Partition, Store, Ticket
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.store import MemoryStore
 from raywatch.models.registry import build, shipped
-from raywatch.models.scorer import describe
+from raywatch.models.scorer import Scorer, Scores, describe
 from raywatch.models.settings import DecideSettings
 from raywatch.models.synthetic import Stream, generate, to_json
 
@@ -36,6 +36,19 @@ def spec(name: str, topic: str, **changes: Any) -> DetectorSpec:
     return DetectorSpec(**{**settings, **changes})
 
 
+class LatePool(LocalPool):
+    """Scores that let wait for themselves: batches are in flight while a lane commits."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], late: int) -> None:
+        super().__init__(scorers)
+        self._late = late
+        self._asked: Counter[int] = Counter()
+
+    def result(self, ticket: Ticket, wait_s: float) -> Scores | None:
+        self._asked[ticket.number] += 1
+        return super().result(ticket, wait_s) if self._asked[ticket.number] > self._late else None
+
+
 def make(
     detector: DetectorSpec,
     log: Log,
@@ -45,8 +58,9 @@ def make(
     store: Store | None = None,
     model: str = "robustz",
     epoch: str = "e1",
+    late: int = 0,
 ) -> Lane:
-    """A lane that is not running."""
+    """A lane that is not running; scores are there when they were asked for `late` times."""
     scorer = build(shipped(model))
     known = describe(scorer)
     return Lane(
@@ -54,7 +68,7 @@ def make(
         number,
         tuple(partitions),
         log=log,
-        pool=lambda: LocalPool({known.version: scorer}),
+        pool=lambda: LatePool({known.version: scorer}, late),
         store=store or MemoryStore(),
         clock=SystemClock(),
         model=lambda lane, name: known,
@@ -227,10 +241,17 @@ RECORDS = stream()
 def live(
     there: World, detector: DetectorSpec, *, log: Log | None = None, model: str = "robustz",
     epoch: str = "e",
+    late: int = 0,
 ) -> Lane:  # fmt: skip
     """A lane until nothing is left to do; dies of its log where that is mortal."""
     lane = make(
-        detector, log or there.log, there.partitions, store=there.store, model=model, epoch=epoch
+        detector,
+        log or there.log,
+        there.partitions,
+        store=there.store,
+        model=model,
+        epoch=epoch,
+        late=late,
     )
     if log is not None:
         lane.run()

@@ -69,10 +69,11 @@ def test_a_lane_that_is_stopped_has_committed_what_it_pulled() -> None:
     there = world()
     there.log.write(RECORDS)
     detector = spec("d", "in", batch_records=100, checkpoint_s=NEVER_S)
-    lane = make(detector, there.log, there.partitions, store=there.store)
+    lane = make(detector, there.log, there.partitions, store=there.store, late=10)
     with running(lane):
-        until(lambda: lane.stats.records > 1_000)
+        until(lambda: lane.stats.records > 1_000 and lane.stats.in_flight > 1)
     assert lane.stats.state == "stopped"
+    assert lane.stats.in_flight == 0
     assert sum(c.offset for c in there.commits(detector).values()) == lane.stats.records
     assert 1_000 < lane.stats.records < len(RECORDS)
 
@@ -225,7 +226,7 @@ def test_lanes_that_die_anywhere_say_together_what_one_says(model: str, snapshot
         while deaths < 12 and lag(there.log, detector, there.partitions) > 0:
             mortal = Mortal(there.log, chance.randrange(1, 15), done=chance.random() < 0.5)
             with pytest.raises(Killed):
-                live(there, detector, log=mortal, model=model, epoch=f"{run}.{deaths}")
+                live(there, detector, log=mortal, model=model, epoch=f"{run}.{deaths}", late=3)
             deaths += 1
         assert deaths > 4, "all was done before anybody died: the test is too easy"
         live(there, detector, model=model)

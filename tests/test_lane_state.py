@@ -77,15 +77,20 @@ def test_the_first_snapshot_says_where_a_state_began() -> None:
     assert there.said() == undisturbed(RECORDS)
 
 
-def test_snapshots_come_often_enough_that_no_replay_is_cut_short() -> None:
-    """`replay_max` bounds a replay without a snapshot: there has to be one before it matters."""
-    changes: dict[str, Any] = {"batch_records": 200, "replay_max": 2_000, "checkpoint_s": 0.0}
+def test_a_replay_is_bounded_in_records_where_time_is_long() -> None:
+    """A snapshot a minute is a million records where a lane catches up."""
     there = world(partitions=1)
     there.log.write(RECORDS)
+    changes: dict[str, Any] = {"batch_records": 200, "replay_max": 4_000, "checkpoint_s": 0.0}
     detector = spec("d", "in", snapshot_s=NEVER_S, **changes)
-    for life in (60, 90, 70):
+    for life in (80, 90, 70):
         with pytest.raises(Killed):
             live(there, detector, log=Mortal(there.log, life, done=True))
+        stands = {p: c.offset for p, c in there.commits(detector).items()}
+        stored = checkpoint.newest(there.store, "d", 0, "1:1", stands)
+        assert stored is not None
+        # Half of `replay_max`, and what was in flight or gathered when it was reached.
+        assert sum(stands.values()) - sum(stored.offsets.values()) <= 2_000 + 6 * 200
     live(there, detector)
 
     calm = world(partitions=1)
