@@ -117,7 +117,7 @@ def seasonal(x: F64, hours: list[int]) -> list[float]:
         all_mean += gain * gap
         all_var = (1 - gain) * (all_var + gain * gap * gap)
         z = math.nan
-        if count[hour] >= 3:
+        if count[hour] >= profile.VISITS_MIN:
             z = abs(value - mean[hour]) / (math.sqrt(var[hour] + 0.01 * all_var) + 1e-12)
         strange.append(z)
         count[hour] += 1
