@@ -28,6 +28,7 @@ HUNG_S = 6.0  # An actor that owes its report for this long is replaced.
 # Brokers fence who stands still (a machine that was suspended), and nobody else takes the lane
 # then: a holder that stays fenced for this long is replaced. Bounds a quarrel of two deployments.
 FENCED_S = 5.0
+ROOM_S = 20.0  # After this a new owner that has not started is taken to have found no room.
 START_MAX_S = 300.0  # An actor that never reported is given up after this.
 DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
 ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
@@ -59,6 +60,7 @@ class Keeper:
         self.scorers: dict[str, Scorer] = {}
         self.seats: dict[int, str] = {}  # owner seat -> name of its holder
         self.leaving: dict[str, float] = {}  # former holders, and since when
+        self._generations: dict[int, int] = {}  # seat -> highest one used
         self._fenced: dict[str, float] = {}  # holders that lost a lane, and since when
         self._epochs: dict[str, str] = {}  # holders' processes
         self.target = detection.version
@@ -88,6 +90,8 @@ class Keeper:
             number = re.search(r"\.scorer-(\d+)$", name)
             if seat:
                 index = int(seat.group(1))
+                used = self._generations.get(index, 0)
+                self._generations[index] = max(used, int(seat.group(2)))
                 if self._generation(self.seats.get(index, "")) < int(seat.group(2)):
                     if index in self.seats:
                         self.leaving[self.seats[index]] = now
@@ -223,7 +227,7 @@ class Keeper:
         for seat in sorted(set(self.placement.values())):
             name = self.seats.get(seat)
             if name is None:
-                self._start_owner(seat, 1)
+                self._start_owner(seat)
                 continue
             post = self._crew.posts[name]
             self._notice_restart(name)
@@ -235,17 +239,33 @@ class Keeper:
                 # The old process may live on: its lanes are fenced by the new one's first act,
                 # so it is ended only when the new one works.
                 self.leaving[name] = now
-                self._start_owner(seat, self._generation(name) + 1)
+                self._start_owner(seat)
         for name in list(self.leaving):
-            holder = self.reports().get(self._successor(name))
-            working = holder is not None and all(
-                lane.state in ("running", "catching up") for lane in holder.lanes
-            )
-            if working or name not in self._crew.posts:
+            if self._keeps_seat(name, now):
+                continue
+            if _works(self.reports().get(self._successor(name))) or name not in self._crew.posts:
                 self._crew.end(name)
                 del self.leaving[name]
                 self._fenced.pop(name, None)
                 self._epochs.pop(name, None)
+
+    def _keeps_seat(self, name: str, now: float) -> bool:
+        """Whether an owner that works again stays, as its successor has not started.
+
+        On a full cluster the one Ray restarted may have the only place left; the other waits.
+        """
+        posts, since, heir = self._crew.posts, self.leaving[name], self._successor(name)
+        if name not in posts or heir not in posts or posts[heir].heard is not None:
+            return False
+        post = posts[name]
+        fresh = not post.gone and post.heard is not None and post.heard > since
+        if now - since < ROOM_S or not fresh or not _works(post.report):
+            return False
+        self._say("info", f"owner {name} works again: {heir} found no room", "owner back")
+        self._crew.end(heir)
+        self.seats[next(seat for seat, each in self.seats.items() if each == heir)] = name
+        del self.leaving[name]
+        return True
 
     def _trouble(self, post: Post, now: float) -> str:
         """Why the holder of a seat has to be replaced; empty if it need not."""
@@ -279,7 +299,8 @@ class Keeper:
         assert found is not None, name
         return self.seats.get(int(found.group(1)), "")
 
-    def _start_owner(self, seat: int, generation: int) -> None:
+    def _start_owner(self, seat: int) -> None:
+        generation = self._generations[seat] = self._generations.get(seat, 0) + 1
         name = f"{self.spec.name}.owner-{seat}.g{generation}"
         mine = {n: p for n, p in self.detection.lanes.items() if self.placement[n] == seat}
         self._crew.start_owner(
@@ -336,6 +357,12 @@ class Keeper:
     def pool(self) -> Pool | None:
         """The pool as a restarted owner asks for it; None while it is not known yet."""
         return None if self.adopting else self._crew.pool(self._roster, self._rostered)
+
+
+def _works(report: object) -> bool:
+    """Whether an owner reports lanes that all work."""
+    lanes = report.lanes if isinstance(report, OwnerReport) else None
+    return lanes is not None and all(x.state in ("running", "catching up") for x in lanes)
 
 
 def _state(scorer: Scorer) -> ScorerState:
