@@ -141,7 +141,8 @@ def telemetry(cluster: Machines) -> Telemetry:
 
 
 def test_work_goes_to_the_workers_and_strangers_stay_out(machines: Machines) -> None:
-    assert "3 local.cluster.node" in machines.on_head("ray status")
+    # Nodes are alive a while before the autoscaler counts them.
+    until(lambda: machines.on_head("ray status"), lambda said: "3 local.cluster.node" in said, UP_S)
     script = machines.lab.home / "spread.py"
     script.write_text(SPREAD)
     said = machines.on_head(f"python {script}")
