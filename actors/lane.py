@@ -42,8 +42,8 @@ from raywatch.models.scorer import ModelSpec
 
 State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenced", "stopped"]
 
-FLUSH_S = 0.02  # Alerts wait at most about this long for company before they are committed.
-SLICE_S = 0.005  # Longest wait for records while a batch is at the scorers.
+FLUSH_S = 0.005  # Alerts wait at most about this long for company before they are committed.
+SLICE_S = 0.005  # Longest wait for records while scores or a commit are waited for.
 BACKOFF_MIN_S = 0.05  # Between two attempts to open a lane, doubled while nothing is committed,
 BACKOFF_MAX_S = 5.0  # up to this.
 BLOCKED_S = 5.0  # Between two attempts while something must be changed by a person.
@@ -274,7 +274,7 @@ class Shift:
         if pause and self.gathered:
             self._send()
         if not pause and len(self.in_flight) < spec.in_flight:
-            self._pull(SLICE_S if self.in_flight else spec.batch_wait_s)
+            self._pull(SLICE_S if self.in_flight or self.out else spec.batch_wait_s)
         full = len(self.in_flight) >= spec.in_flight
         self._collect(0.05 if pause or full else 0.0)
         now = self.clock.monotonic()
@@ -330,11 +330,12 @@ class Shift:
         """Gather records until the batch is full or its time is over, then send it off."""
         assert self.source is not None
         have = sum(len(f) for f in self.gathered)
+        began = self.clock.monotonic()
         fetched = self.source.fetch(self.spec.batch_records - have, wait_s)
         now = self.clock.monotonic()
         if len(fetched):
             if not self.gathered:
-                self.gathered_since = now
+                self.gathered_since = began  # the oldest may have come right then
             self.gathered.append(fetched)
             have += len(fetched)
         full = have >= self.spec.batch_records
