@@ -127,13 +127,14 @@ def test_snapshots_above_the_commit_are_of_another_past() -> None:
     live(there, detector)
     late = there.said() - once
     assert late
-    assert all(_stands(name) > sum(c.offset for c in back.values()) for name in there.snapshots())
+    stood = sum(committed.offset for committed in back.values())
+    assert any(_stands(name) > stood for name in there.snapshots())
 
     epoch = there.broker.take("operator")
     there.broker.transact("operator", epoch, [], detector.group, back)
     with pytest.raises(Killed):
         live(there, detector, log=Mortal(there.log, 3, done=True))
-    assert there.snapshots() == []
+    assert all(_stands(name) <= stood for name in there.snapshots())
     live(there, detector)
     assert there.said() == once + late + late  # what was asked for again is said again, the same
 
