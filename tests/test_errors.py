@@ -321,7 +321,7 @@ def living(pids: set[int]) -> dict[int, str]:
     for pid in pids:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80]
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
