@@ -31,10 +31,12 @@ DIGITS_MAX = 400  # of an integer; what has more is past the largest float64 (30
 class _Bad(Exception):
     """A record that cannot be decoded; never leaves this file."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, withheld: str = "") -> None:
+        """`withheld` is the detail without anything that stood in the record."""
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+        self.withheld = withheld
 
 
 def decode(fetched: Fetched, spec: RecordSpec) -> Records:
@@ -124,7 +126,7 @@ def _ask(fetched: Fetched, spec: RecordSpec, found: Scanned, text: U8, rejects: 
             )
         except _Bad as bad:
             partition, offset = int(fetched.partition[index]), int(fetched.offset[index])
-            rejects.append(Reject(partition, offset, bad.reason, bad.detail, value))
+            rejects.append(_reject(partition, offset, bad, value, spec))
             continue
         found.status[index] = OK
         found.time_ms[index] = time_ms
@@ -135,6 +137,15 @@ def _ask(fetched: Fetched, spec: RecordSpec, found: Scanned, text: U8, rejects: 
     return np.concatenate((text, np.frombuffer(b"".join(keys), np.uint8))) if keys else text
 
 
+def _reject(
+    partition: int, offset: int, bad: _Bad, value: bytes | None, spec: RecordSpec
+) -> Reject:
+    """What is said of a bad record: all of it, or nothing that stood in it."""
+    if spec.pseudonymise:
+        return Reject(partition, offset, bad.reason, bad.withheld, None, len(value or b""))
+    return Reject(partition, offset, bad.reason, bad.detail, value)
+
+
 def _full(
     value: bytes | None, kafka_key: bytes | None, log_ms: int, spec: RecordSpec
 ) -> tuple[bytes, int, list[float]]:
@@ -143,32 +154,36 @@ def _full(
     key = (kafka_key or b"") if spec.key is None else _key(spec.key, fields.get(spec.key))
     if not 1 <= len(key) <= spec.key_bytes_max:
         shown = cut(key.decode("utf-8", "replace"))
-        raise _Bad("bad key", f"`{shown}` has {len(key)} bytes, not 1 to {spec.key_bytes_max}")
+        words = f"has {len(key)} bytes, not 1 to {spec.key_bytes_max}"
+        raise _Bad("bad key", f"`{shown}` {words}", words)
     time_ms = log_ms if spec.time is None else _time_ms(spec.time, fields.get(spec.time))
     if not 0 <= time_ms <= TIME_MAX_MS:
-        raise _Bad("bad time", f"`{time_ms}` ms is not between 1970 and 2200")
+        words = "is not between 1970 and 2200"
+        raise _Bad("bad time", f"`{time_ms}` ms {words}", words)
     if 0 <= log_ms < time_ms - spec.ahead_max_ms:
-        raise _Bad(
-            "bad time", f"`{time_ms}` is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
-        )
+        words = f"is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
+        raise _Bad("bad time", f"`{time_ms}` {words}", "is ahead of the log's")
     values = [_channel(name, fields.get(name)) for name in spec.values]
     if all(map(math.isnan, values)):
-        raise _Bad("missing field", f"none of `{cut(', '.join(spec.values))}`")
+        words = f"none of `{cut(', '.join(spec.values))}`"
+        raise _Bad("missing field", words, words)
     return key, time_ms, values
 
 
 def _object(value: bytes | None, bytes_max: int) -> dict[str, object]:
     if not value:
-        raise _Bad("empty value", "a tombstone" if value is None else "no bytes")
+        words = "a tombstone" if value is None else "no bytes"
+        raise _Bad("empty value", words, words)
     if len(value) > bytes_max:
-        raise _Bad("too large", f"`{len(value)}` bytes, at most `{bytes_max}`")
+        words = f"`{len(value)}` bytes, at most `{bytes_max}`"
+        raise _Bad("too large", words, words)
     try:
         try:
             decoded: object = msgspec.json.decode(value)
         except msgspec.ValidationError:  # valid so far, but a number is out of range
             decoded = _out_of_range(value)
     except RecursionError:
-        raise _Bad("not JSON", f"nested too deep: `{_show(value)}`") from None
+        raise _Bad("not JSON", f"nested too deep: `{_show(value)}`", "nested too deep") from None
     except ValueError as error:
         raise _Bad("not JSON", f"{error}: `{_show(value)}`") from None
     if not isinstance(decoded, dict):
@@ -193,18 +208,19 @@ def _out_of_range(value: bytes) -> object:
 
 def _key(name: str, value: object) -> bytes:
     if value is None:
-        raise _Bad("missing field", f"`{name}`")
+        raise _Bad("missing field", f"`{name}`", f"`{name}`")
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Bad("wrong type", f"key `{name}`: `{cut(repr(value))}`")
+        raise _Bad("wrong type", f"key `{name}`: `{cut(repr(value))}`", f"key `{name}`")
     try:
         return str(value).encode()
     except UnicodeEncodeError:
-        raise _Bad("bad key", f"`{name}`: `{cut(repr(value))}` has half a surrogate") from None
+        words = f"`{name}`: `{cut(repr(value))}` has half a surrogate"
+        raise _Bad("bad key", words, f"`{name}` has half a surrogate") from None
 
 
 def _time_ms(name: str, value: object) -> int:
     if value is None:
-        raise _Bad("missing field", f"`{name}`")
+        raise _Bad("missing field", f"`{name}`", f"`{name}`")
     time_ms = -1
     if isinstance(value, str):
         time_ms = iso_ms_of(value)
@@ -213,7 +229,7 @@ def _time_ms(name: str, value: object) -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         time_ms = value
     if not 0 <= time_ms <= TIME_MAX_MS:
-        raise _Bad("bad time", f"`{name}`: `{cut(repr(value))}`")
+        raise _Bad("bad time", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
     return time_ms
 
 
@@ -221,13 +237,13 @@ def _channel(name: str, value: object) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Bad("wrong type", f"`{name}`: `{cut(repr(value))}`")
+        raise _Bad("wrong type", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Bad("not finite", f"`{name}`: `{cut(repr(value))}`")
+        raise _Bad("not finite", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
     return number
 
 

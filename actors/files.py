@@ -119,6 +119,7 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
         if name not in names:
             raise _no_column(name, names, path)
     known = list(names)
+    fixed += [name for name in spec.pseudonymise if name not in fixed]
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
     values = expand(spec.values, known, aside=fixed, path=path)
@@ -322,7 +323,8 @@ class _Rows:
     def _reject(self, bad: MASK, reason: str, *names: str) -> None:
         """Reject rows that nothing was wrong with so far; shows the first field of `names`."""
         for row in np.flatnonzero(bad & self.good).tolist():
-            shown = cut(str(self._column(names[0])[row].as_py())) if len(names) == 1 else ""
+            shows = len(names) == 1 and not self.spec.pseudonymise
+            shown = cut(str(self._column(names[0])[row].as_py())) if shows else ""
             detail = f"`{cut(', '.join(names))}`" + (f": `{shown}`" if shown else "")
             self.rejects.append(Reject(0, self.first + row, reason, detail, None))
         self.good &= ~bad

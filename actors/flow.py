@@ -20,6 +20,7 @@ from raywatch.actors.checkpoint import Arrays, Snapshot
 from raywatch.actors.decode import decode
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.ports import Fetched, Out, Partition
+from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Decided, Decider, Episode
@@ -72,6 +73,8 @@ class Flow:
         channels = len(spec.record.values)
         self.spec = spec
         self.partitions = tuple(partitions)
+        assert spec.record.pseudonymous == (spec.pseudonym is not None), "keys would be clear"
+        self.pseudonyms = None if spec.pseudonym is None else Pseudonyms(spec.pseudonym)
         self.keys = KeyTable(spec.keys_max)
         self.history = History(channels)
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
@@ -91,6 +94,8 @@ class Flow:
     ) -> Batch:
         """Decode a batch and take it into the histories. Order of calls is order of records."""
         records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
+        if self.pseudonyms is not None:
+            records = self.pseudonyms.replaced(records)
         slots = self.keys.intern(records)
         if slots.shape[0] and int(slots.min()) < 0:
             values = _values(fetched, records) if isinstance(fetched, Fetched) else []
@@ -117,16 +122,17 @@ class Flow:
 
         `values`: (N,) what each record was decoded from; empty for records of a file.
         """
-        rejects = list(records.rejects)
+        rejects, withheld = list(records.rejects), bool(self.spec.record.pseudonymise)
         for index in np.flatnonzero(slots < 0).tolist():
-            key = records.key(index)
+            key, value = records.key(index), values[index] if values else None
             rejects.append(
                 Reject(
                     int(records.partition[index]),
                     int(records.offset[index]),
                     "too many keys",
                     f"the lane holds `{self.spec.keys_max}` keys; new key `{key[:200]!r}`",
-                    values[index] if values else None,
+                    None if withheld else value,
+                    len(value or b"") if withheld else -1,
                 )
             )
         keep = np.flatnonzero(slots >= 0)
@@ -221,14 +227,17 @@ class Flow:
     def _reject(self, reject: Reject) -> Out:
         partition = self.partitions[reject.partition]
         value = reject.value or b""
+        withheld = reject.withheld >= 0
         headers = (
             ("reason", reject.reason.encode()),
             ("detail", reject.detail.encode()),
             ("topic", partition.topic.encode()),
             ("partition", str(partition.number).encode()),
             ("offset", str(reject.offset).encode()),
-            ("size", str(len(value)).encode()),
+            ("size", str(reject.withheld if withheld else len(value)).encode()),
         )
+        if withheld:
+            headers += (("withheld", b"record.pseudonymise"),)
         return Out(self.spec.rejects, str(partition).encode(), value[:REJECT_BYTES_MAX], headers)
 
     # ---- checkpoint ------------------------------------------------------------------------
@@ -239,7 +248,9 @@ class Flow:
         The model is not part of it: calibration is kept by the names of components, and another
         model takes over what it knows, here as in `_adopt`.
         """
-        return f"{LAYOUT}:{len(self.spec.record.values)}"
+        channels, key = len(self.spec.record.values), self.spec.pseudonym
+        # Another HMAC key makes other keys of the same records: their state is read anew.
+        return f"{LAYOUT}:{channels}" + ("" if key is None else f":{key.prefix.decode()}")
 
     def snapshot(self, offsets: Mapping[Partition, int]) -> Snapshot:
         """The whole state, which stands at `offsets`. Only between batches."""

@@ -22,6 +22,14 @@ class RecordSpec:
     ahead_max_ms: int = 86_400_000  # furthest a record's time may lie ahead of the log's timestamp
     bytes_max: int = 1_048_576  # a larger value is rejected unread
     key_bytes_max: int = 1_024
+    # Fields that must not leave in the clear: the key becomes a pseudonym (pseudonyms.py), and
+    # rejects show no value of any field, as what could not be read may stand anywhere.
+    pseudonymise: tuple[str, ...] = ()
+
+    @property
+    def pseudonymous(self) -> bool:
+        """Whether the key is one of them; Kafka's key goes by the name `key`."""
+        return (self.key or "key") in self.pseudonymise
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class Reject:
     reason: str  # one of REASONS
     detail: str  # what exactly, with the offending value cut to 200 characters
     value: bytes | None
+    withheld: int = -1  # size of a value that is not shown; -1: nothing is withheld
 
 
 REASONS = (

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raywatch.actors.ports import Partition
+from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
 from raywatch.models.settings import DecideSettings, MissingSettings
 
@@ -33,6 +34,8 @@ class DetectorSpec:
     in_flight: int = 4  # batches of a lane at the scorers
     checkpoint_s: float = 0.2  # longest time between two commits while records flow
     snapshot_s: float = 60.0  # time between two snapshots of a lane's state
+
+    pseudonym: HmacKey | None = None  # of the keys; never None where `record.pseudonymous`
 
     def __post_init__(self) -> None:
         for attribute, default in (

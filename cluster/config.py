@@ -3,25 +3,25 @@
     config = load("local.yaml")        # or ConfigError: file, line, path, value, what is allowed
     spec = config.spec("hosts")        # what a lane must know: plain values
 
-This is the only file that reads the environment, and only for secrets that the config names:
-`{env: NAME}` or `{file: PATH}`. A secret is read where it is needed and kept nowhere, so no repr,
-log or status can show one. docs/configuration.md is generated from here (cluster/reference.py).
+Secrets are references, `{env: NAME}` or `{file: PATH}` (secret.py): no repr, log or status of a
+config can show one. docs/configuration.md is generated from here (cluster/reference.py).
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.schema import Detector, Settings, Topic
+from raywatch.cluster.secret import Secret
 from raywatch.models.errors import ConfigError
 
 DETECTORS_MAX = 256  # each is a consumer group, lanes and topics of its own
-SECRET_BYTES_MAX = 65_536
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EMBEDDED = "embedded"
 
@@ -38,38 +38,6 @@ OWNED = (
     "isolation.level",
     "transactional.id",
 )
-
-
-class Secret(Settings):
-    """Where a secret is kept; never the secret."""
-
-    env: str = Field(
-        default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$", description="Variable with it."
-    )
-    file: str = Field(default="", description="File with it; one line break at its end is dropped.")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if bool(self.env) == bool(self.file):
-            raise ValueError("a secret is `{env: NAME}` or `{file: PATH}`, one of them")
-        return self
-
-    def reveal(self) -> str:
-        """Read the secret. Raises ConfigError when it is not there or empty."""
-        if self.env:
-            value = os.environ.get(self.env, "")
-            where = f"environment variable `{self.env}`"
-        else:
-            where = f"file `{self.file}`"
-            try:
-                with open(self.file, encoding="utf-8") as stream:
-                    value = stream.read(SECRET_BYTES_MAX).removesuffix("\n").removesuffix("\r")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "is not text"
-                raise ConfigError(f"cannot read the secret in {where}: {reason}") from error
-        if not value:
-            raise ConfigError(f"the secret in {where} is empty or not set", hint="set it and retry")
-        return value
 
 
 class Security(Settings):
@@ -316,6 +284,20 @@ class Config(Settings):
         `fields` of its records settle patterns; `unsettled` leaves them in: a file settles its own.
         """
         return self.detector(detector).to_spec(self.audit, fields, unsettled=unsettled)
+
+    def disguised(self, spec: DetectorSpec) -> DetectorSpec:
+        """The spec with the HMAC key of its pseudonyms revealed. Raises ConfigError."""
+        secret = self.detector(spec.name).record.pseudonym_key
+        if secret is None:
+            return spec
+        revealed = secret.reveal().encode()
+        if len(revealed) < SECRET_BYTES_MIN:
+            raise ConfigError(
+                f"`record.pseudonym_key` of `{spec.name}` has {len(revealed)} bytes, "
+                f"at least {SECRET_BYTES_MIN} are needed",
+                hint="`openssl rand -hex 32` makes a good one",
+            )
+        return replace(spec, pseudonym=HmacKey(revealed))
 
     def specs(self) -> Iterator[DetectorSpec]:
         """All of them; none may have patterns. Raises ConfigError."""

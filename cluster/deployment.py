@@ -98,7 +98,7 @@ def prepare(
     artifacts: dict[str, Artifact] = {}
     for detector in config.detectors:
         fields = sample_fields(log, detector) if detector.record.patterns else None
-        lane_spec = config.spec(detector.name, fields)
+        lane_spec = config.disguised(config.spec(detector.name, fields))
         partitions = _partitions(lane_spec, topics)
         _refuse_members(log, lane_spec)
         new = added(partitions, log.committed(lane_spec.group, partitions))

@@ -6,12 +6,13 @@ truth), a unit at the end of its name, a bound and a description. Knows no broke
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
+from raywatch.cluster.secret import Secret, Settings
 from raywatch.models.errors import ConfigError
 from raywatch.models.settings import DecideSettings, MissingSettings
 
@@ -24,14 +25,6 @@ _SPEC = DetectorSpec(name="x", topics=("x",), record=_RECORD, model="x")
 
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 OwnTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]  # empty: named after it
-
-
-class Settings(BaseModel):
-    """A part of the config: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
-    )
 
 
 class Record(Settings):
@@ -70,6 +63,18 @@ class Record(Settings):
     key_bytes_max: int = Field(
         default=_RECORD.key_bytes_max, ge=1, le=65_536, description="Longest key in bytes."
     )
+    pseudonymise: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Fields that must not leave in the clear: a key among them (Kafka's key: "
+        "`key`) is replaced by a pseudonym before anything else sees it, and with any field here "
+        "rejects say why and where, but carry no bytes (docs/security.md).",
+    )
+    pseudonym_key: Secret | None = Field(
+        default=None,
+        description="Key of the pseudonyms (HMAC-SHA-256), 32 bytes or more; needed with the key "
+        "in `pseudonymise`. Another one makes other pseudonyms of the same keys.",
+    )
 
     @field_validator("values", mode="before")
     @classmethod
@@ -86,6 +91,16 @@ class Record(Settings):
                 raise ValueError(f"`{value}` must not be empty and must stand there once")
         return values
 
+    @model_validator(mode="after")
+    def _disguised(self) -> Self:
+        for name in self.pseudonymise:
+            if name in self.values or name == self.time:
+                raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
+        among = (self.key or "key") in self.pseudonymise
+        if among != (self.pseudonym_key is not None):
+            raise ValueError("`pseudonym_key` and the key in `pseudonymise` belong together")
+        return self
+
     @property
     def patterns(self) -> bool:
         """Whether `values` names patterns, so that the fields of a record must be known."""
@@ -97,7 +112,8 @@ class Record(Settings):
             return self.values
         from raywatch.actors.files import expand  # here: it brings pyarrow
 
-        aside = [each for each in (self.key, self.time) if each is not None]
+        fixed = [each for each in (self.key, self.time) if each is not None]
+        aside = [*fixed, *self.pseudonymise]
         plain = [each for each in self.values if not _is_pattern(each)]  # may be missing for now
         known = sorted({*fields, *plain}, key=_natural)
         found = expand(self.values, known, aside=aside)
@@ -272,6 +288,7 @@ class Detector(Settings):
         settled = fields is not None or not record.patterns
         channels = record.channels(fields or ()) if settled else record.values
         named: dict[str, Any] = {**dict(record), "values": channels}
+        del named["pseudonym_key"]  # revealed only for who decodes: Config.disguised
         return DetectorSpec(
             name=self.name,
             topics=self.topics,

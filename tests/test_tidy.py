@@ -23,7 +23,7 @@ LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 RAY_IN = {"actors/runtime.py", "cluster/runtime.py"}
 KAFKA_IN = {"actors/kafka.py"}
-ENVIRONMENT_IN = {"cluster/config.py"}
+ENVIRONMENT_IN = {"cluster/secret.py"}
 VAGUE = {"utils", "util", "common", "helpers", "helper", "base", "misc", "manager"}
 
 Problems = Iterator[str]
@@ -231,7 +231,7 @@ BREACHES = [
     ("environment", "models/a.py", "import os\nx = os.getenv('A')\n", 1),
     ("environment", "models/a.py", "from os import environ\n", 1),
     ("environment", "models/a.py", "import os\nos.environ['A'] = '1'\n", 0),
-    ("environment", "cluster/config.py", "import os\nx = os.environ['A']\n", 0),
+    ("environment", "cluster/secret.py", "import os\nx = os.environ['A']\n", 0),
     ("header", "models/a.py", "x = 1\n", 1),
     ("header", "models/a.py", "", 0),
     ("fakes", "tests/test_a.py", "from unittest.mock import MagicMock\n", 1),

@@ -31,7 +31,7 @@ def backtest(
     from raywatch.models.registry import build
 
     settings = load(config)
-    spec = settings.spec(detector, unsettled=True)
+    spec = settings.disguised(settings.spec(detector, unsettled=True))
     scorer = build(open_registry(settings).resolve(spec.model), settings.pool.device)
     begin = time.perf_counter()
     with progress("scoring") as count:

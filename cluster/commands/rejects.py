@@ -67,7 +67,8 @@ def described(entry: Entry) -> dict[str, Any]:
         "partition": _number(text.get("partition")),
         "offset": _number(text.get("offset")),
         "size": _number(text.get("size")),
-        "preview": preview(value),
+        "withheld": "withheld" in text,
+        "preview": "(withheld: `record.pseudonymise`)" if "withheld" in text else preview(value),
         "log": {"partition": str(entry.partition), "offset": entry.offset},
     }
 
