@@ -47,9 +47,9 @@ test: dev needs ## Run every test, real Kafka and browser included
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py
 
-kafka: dev needs ## Start Apache Kafka on 127.0.0.1:9092 (the first time, fetch it)
-	$(BIN)/python tools/kafka.py start .kafka/local
-	@echo "stop it: $(BIN)/python tools/kafka.py stop .kafka/local"
+kafka: dev needs ## Start Apache Kafka on 127.0.0.1:9092 (SECURITY=1: with TLS, SASL and rights)
+	$(BIN)/python tools/kafka.py start .kafka/$(if $(SECURITY),secured --security,local)
+	@echo "stop it: $(BIN)/python tools/kafka.py stop .kafka/$(if $(SECURITY),secured,local)"
 
 docs: dev ## Write the pages that are made from the code
 	$(BIN)/python -m raywatch.cluster.reference

@@ -1,22 +1,23 @@
 """How do you get a real Apache Kafka on this machine, without Docker?
 
     python tools/kafka.py start  DIR [--port 9092] [--brokers 1|3] [--set k=v ...] [--node N]
-                                 [--host 127.0.0.1]
+                                 [--host 127.0.0.1] [--security]
     python tools/kafka.py stop   DIR [--node N]
     python tools/kafka.py status DIR
     python tools/kafka.py tool   DIR groups --describe --group raywatch.hosts
 
 The jars come from Maven once (tools/kafka/pom.xml, into .kafka/lib). DIR holds a folder for each
 node: its properties, log, data and process id. Node n listens on `--host` only, the broker on
-port + 10 (n - 1), its controller on the port after that. For development and tests: no security
-(so: loopback, or a network of your own), no replication with one node. The test fixtures `kafka`
-and `kafka3` use the class below.
+port + 10 (n - 1), its controller on the port after that. For development and tests: no replication
+with one node, and no security (so: loopback, or a network of your own) but with `--security`: TLS,
+SASL and rights, see kafka_security.py. The test fixtures use the class below.
 """
 
 import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raywatch.models.errors import ConfigError, RaywatchError, Refused, Unreachable
 
@@ -152,6 +154,7 @@ class KafkaCluster:
         brokers: int = 1,
         settings: Mapping[str, str] | None = None,
         tied: bool = False,
+        secured: Mapping[str, Any] | None = None,
     ) -> None:
         """Describe a cluster; nothing is started.
 
@@ -162,6 +165,7 @@ class KafkaCluster:
             brokers: 1 or 3.
             settings: further lines of server.properties.
             tied: nodes end when the process that started them ends (Linux only).
+            secured: the plan of kafka_security.py; None: whoever comes may do everything.
         """
         if brokers not in READY_S:
             raise ConfigError(f"`--brokers` must be 1 or 3, got {brokers}")
@@ -171,6 +175,7 @@ class KafkaCluster:
         self.brokers = brokers
         self._settings = dict(settings or {})
         self._tied = tied
+        self._secured = dict(secured or {})
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     @classmethod
@@ -178,6 +183,8 @@ class KafkaCluster:
         """The cluster that was started in a folder before."""
         try:
             kept = json.loads((folder / "cluster.json").read_text())
+            if kept.pop("secured"):
+                kept["secured"] = json.loads((folder / "security" / "plan.json").read_text())
         except FileNotFoundError as error:
             raise ConfigError(f"no cluster was started in `{folder}`") from error
         return cls(folder, **kept)
@@ -217,18 +224,21 @@ class KafkaCluster:
         )
         wanted = [n for n in self.nodes if node in (None, n) and self.pid(n) is None]
         for n in wanted:
-            for port in (self._port(n), self._port(n) + 1):
+            for port in (self._port(n) + offset for offset in (1, *self._listeners.values())):
                 if not _is_free(port, self.host):
                     raise ConfigError(
                         f"port {port} is taken, or `{self.host}` is no address of this machine",
                         hint="choose another `--port` or `--host`",
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._secured:
+            self.folder.chmod(0o700)  # server.properties holds passwords
         kept = {
             "host": self.host,
             "port": self.port,
             "brokers": self.brokers,
             "settings": self._settings,
+            "secured": bool(self._secured),
         }
         (self.folder / "cluster.json").write_text(json.dumps(kept))
         for n in wanted:
@@ -269,7 +279,9 @@ class KafkaCluster:
         java = _program("java", "a JDK, 17 or newer")
         command = [java, "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         command += ["-Dlog4j2.level=ERROR", "-cp", f"{fetch()}/*", TOOLS[name]]
-        command += ["--bootstrap-server", self.bootstrap, *arguments]
+        command += ["--bootstrap-server", self.bootstrap]
+        command += ["--command-config", self._secured["client"]] if self._secured else []
+        command += arguments
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -286,9 +298,17 @@ class KafkaCluster:
     def _port(self, node: int) -> int:
         return self.port + 10 * (node - 1)
 
+    @property
+    def _listeners(self) -> dict[str, int]:
+        """Names of what clients may connect to, and how far from the node's port each lies."""
+        return self._secured.get("listeners", {"PLAINTEXT": 0})
+
     def _properties(self, node: int) -> str:
         voters = ",".join(f"{n}@{self.host}:{self._port(n) + 1}" for n in self.nodes)
-        broker = f"PLAINTEXT://{self.host}:{self._port(node)}"
+        broker = ",".join(
+            f"{name}://{self.host}:{self._port(node) + offset}"
+            for name, offset in self._listeners.items()
+        )
         copies, least = ("3", "2") if self.brokers == 3 else ("1", "1")
         lines = {
             "process.roles": "broker,controller",
@@ -307,6 +327,7 @@ class KafkaCluster:
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": least,
             **SETTINGS,
+            **self._secured.get("settings", {}),
             **self._settings,
         }
         return "".join(f"{key}={value}\n" for key, value in lines.items())
@@ -318,9 +339,10 @@ class KafkaCluster:
         properties.write_text(self._properties(node))
         (home / "log4j2.properties").write_text(LOG4J)
         logging = f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"
-        base = [java, *JVM, logging, "-cp", f"{lib}/*"]
+        base = [java, *JVM, *self._secured.get("jvm", ()), logging, "-cp", f"{lib}/*"]
         if not (home / "data" / "meta.properties").exists():
             formatting = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID]
+            formatting += self._secured.get("format", ())
             done = subprocess.run(
                 [*base, *formatting, "-c", str(properties)],
                 capture_output=True,
@@ -383,10 +405,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
             command.add_argument("--port", type=int, default=9092)
             command.add_argument("--brokers", type=int, choices=(1, 3), default=1)
             command.add_argument("--set", action="append", default=[], metavar="k=v")
+            command.add_argument("--security", action="store_true", help="TLS, SASL, rights")
         if name == "tool":
             command.add_argument("name", choices=sorted(TOOLS))
             command.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser.parse_args(argv)
+
+
+def _plan(folder: Path, host: str) -> dict[str, Any]:
+    import kafka_security  # beside this file; the tests' fixtures load it by path
+
+    users = {name: secrets.token_urlsafe(16) for name in (kafka_security.ADMIN, "raywatch")}
+    made = kafka_security.plan(folder.resolve(), host, users)
+    print(kafka_security.said(made), file=sys.stderr)
+    return made
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -399,6 +431,7 @@ def _run(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             brokers=arguments.brokers,
             settings=_settings(arguments.set),
+            secured=_plan(folder, arguments.host) if arguments.security else None,
         )
     else:
         cluster = KafkaCluster.load(folder)
