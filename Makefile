@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo dev check test bench kafka docs format clean
+.PHONY: help demo dev check test fuzz bench kafka docs format clean
 
 help: ## List what can be made
 	@echo "New here? make demo"
@@ -43,6 +43,11 @@ check: dev ## Lint, format and types, without tests
 
 test: dev needs ## Run every test, real Kafka and browser included
 	$(BIN)/python -m pytest
+
+N ?= 1000000
+SEED ?= 0
+fuzz: dev ## Feed N damaged inputs (N=1000000 SEED=0) to everything that reads bytes
+	FUZZ_N=$(N) FUZZ_SEED=$(SEED) nice -n 19 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout=7200
 
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py

@@ -11,10 +11,13 @@ pure, so that is the state its predecessor had.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +26,8 @@ from raywatch.models.errors import ConfigError
 
 MAGIC = b"RWSNAP01"
 DIGEST = 32
+HEADER_MAX = 16 << 20  # Bytes of a header: 4,096 partitions and some arrays are far less.
+DTYPE = re.compile(r"[<|][iuf][1248]")  # Numbers only: anything else would not be ours.
 KEEP = 3  # Snapshots kept of a lane: the newest may lie above the committed offset.
 
 Arrays = dict[str, NDArray[Any]]
@@ -39,7 +44,7 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """One blob."""
+    """One blob. Beside it nothing is copied: a state may be large."""
     header = {
         "offsets": [[p.topic, p.number, o] for p, o in snapshot.offsets.items()],
         "model": snapshot.model,
@@ -49,8 +54,9 @@ def encode(snapshot: Snapshot) -> bytes:
         ],
     }
     text = json.dumps(header).encode()
-    parts = [MAGIC, len(text).to_bytes(8, "little"), text]
-    parts += [np.ascontiguousarray(array).tobytes() for array in snapshot.arrays.values()]
+    parts: list[bytes | memoryview] = [MAGIC, len(text).to_bytes(8, "little"), text]
+    for array in snapshot.arrays.values():
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     digest = hashlib.blake2b(digest_size=DIGEST)
     for part in parts:
         digest.update(part)
@@ -58,23 +64,46 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def decode(blob: bytes) -> Snapshot | None:
-    """The snapshot, or None where the blob is torn or foreign."""
-    if len(blob) < len(MAGIC) + 8 + DIGEST or blob[: len(MAGIC)] != MAGIC:
+    """The snapshot, or None where the blob is torn or foreign.
+
+    Its arrays are views of the blob: nothing is allocated for what a header only claims.
+    """
+    at = len(MAGIC) + 8
+    if len(blob) < at + DIGEST or blob[: len(MAGIC)] != MAGIC:
         return None
-    if hashlib.blake2b(blob[:-DIGEST], digest_size=DIGEST).digest() != blob[-DIGEST:]:
+    body = memoryview(blob)[:-DIGEST]
+    if hashlib.blake2b(body, digest_size=DIGEST).digest() != blob[-DIGEST:]:
         return None
-    at = len(MAGIC)
-    size = int.from_bytes(blob[at : at + 8], "little")
-    at += 8
-    header = json.loads(blob[at : at + size])
+    size = int.from_bytes(body[len(MAGIC) : at], "little")
+    if size > min(HEADER_MAX, len(body) - at):
+        return None
+    try:
+        header = msgspec.json.decode(body[at : at + size], type=_Header)
+    except (ValueError, RecursionError):  # of msgspec: UTF-8, JSON, types
+        return None
     at += size
     arrays: Arrays = {}
-    for name, dtype, shape in header["arrays"]:
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(blob, np.dtype(dtype), count, at).reshape(shape).copy()
-        at += arrays[name].nbytes
-    offsets = {Partition(topic, number): offset for topic, number, offset in header["offsets"]}
-    return Snapshot(offsets, header["model"], header["layout"], arrays)
+    for name, dtype, shape in header.arrays:
+        whole = math.prod(shape) * int(dtype[2:]) if DTYPE.fullmatch(dtype) else -1
+        if min(shape, default=0) < 0 or not 0 <= whole <= len(body) - at or name in arrays:
+            return None
+        count = math.prod(shape)
+        arrays[name] = np.frombuffer(blob, np.dtype(dtype), count, at).reshape(shape)
+        at += whole
+    offsets = {Partition(topic, number): offset for topic, number, offset in header.offsets}
+    sound = len(offsets) == len(header.offsets) and min(offsets.values(), default=0) >= 0
+    if at != len(body) or not sound:
+        return None
+    return Snapshot(offsets, header.model, header.layout, arrays)
+
+
+class _Header(msgspec.Struct):
+    """What a header must look like before anything in it is believed."""
+
+    offsets: list[tuple[str, int, int]]
+    model: str
+    layout: str
+    arrays: list[tuple[str, str, list[int]]]
 
 
 def name_of(detector: str, lane: int, offsets: Mapping[Partition, int], epoch: str) -> str:
@@ -140,7 +169,10 @@ def noted(text: str) -> tuple[str, int | None]:
         found = {}
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
     model, since = fields.get("model"), fields.get("since")
-    return (model if isinstance(model, str) else "", since if isinstance(since, int) else None)
+    return (
+        model if isinstance(model, str) else "",
+        since if type(since) is int and since >= 0 else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+:,~-]{0,199}")
 NAME_MAX = 800  # S3 and GCS allow 1,024 bytes for a key, the bucket's own prefix included
 TEMPORARY = ".tmp"  # folder of unfinished blobs; no name can begin with a dot
+BLOB_BYTES_MAX = 64 << 30  # None of ours is larger: reading one would take all memory
 LEFTOVER_S = 3600.0  # an unfinished blob this old belongs to a process that died
 CONNECT_S = 5.0
 REQUEST_S = 30.0  # bounds every request to a bucket
@@ -106,11 +107,11 @@ class FolderStore:
                 temporary.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
-        """The blob, or None."""
+        """The blob, or None; also where it is larger than any of ours."""
         target = self._root / checked_name(name)
         with _reachable(f"`{target}`"):
             try:
-                return target.read_bytes()
+                return target.read_bytes() if target.stat().st_size <= BLOB_BYTES_MAX else None
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
@@ -172,10 +173,13 @@ class BucketStore:
             stream.write(blob)
 
     def get(self, name: str) -> bytes | None:
-        """The blob, or None."""
+        """The blob, or None; also where it is larger than any of ours."""
         path = self._path(checked_name(name))
         with _reachable(f"`{path}`"):
             try:
+                size: int | None = self._filesystem.get_file_info(path).size
+                if size is not None and size > BLOB_BYTES_MAX:
+                    return None
                 with self._filesystem.open_input_stream(path) as stream:
                     return cast("bytes", stream.read())
             except FileNotFoundError:

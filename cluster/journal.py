@@ -17,7 +17,9 @@ SCHEMA = "raywatch.journal/1"
 Kind = Literal["grow", "shrink", "rollout", "fault", "drill", "start", "info"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS_MAX = 500  # bounds a sentence; longer ones are cut, numbers belong into the fields
-FIELDS_MAX = 32  # bounds the fields of an entry
+FIELDS_MAX = 32  # bounds the fields of an entry,
+TEXT_MAX = 500  # the characters of a field's name and of its text,
+INTEGER_MAX = 2**53  # and its integers, and times: beyond it no page reads them right
 
 Value = str | int | float | bool | None
 
@@ -47,7 +49,7 @@ class Journal:
         """Append a sentence and return it, to be written to the audit topic by the caller."""
         assert kind in KINDS, kind
         assert len(fields) <= FIELDS_MAX, sorted(fields)
-        entry = Entry(at_ms, kind, words[:WORDS_MAX], fields)
+        entry = Entry(at_ms, kind, words[:WORDS_MAX], _bounded(fields))
         self._entries.appendleft(entry)
         return entry
 
@@ -95,15 +97,25 @@ def of_json(value: bytes | None) -> Entry | None:
         return None
     body = cast("dict[str, Any]", parsed)
     at_ms, kind, words, fields = (body.get(n) for n in ("at_ms", "kind", "words", "fields"))
-    typed = type(at_ms) is int and isinstance(words, str) and isinstance(fields, dict)
+    timed = type(at_ms) is int and 0 <= at_ms <= INTEGER_MAX
+    typed = timed and isinstance(words, str) and isinstance(fields, dict)
     if body.get("schema") != SCHEMA or kind not in KINDS or not typed:
         return None
-    plain = {
-        str(name): each
-        for name, each in list(cast("dict[str, Any]", fields).items())[:FIELDS_MAX]
-        if each is None or isinstance(each, str | int | float | bool)
-    }
+    plain = _bounded(cast("dict[str, Any]", fields))
     return Entry(cast(int, at_ms), kind, cast(str, words)[:WORDS_MAX], plain)
+
+
+def _bounded(fields: Mapping[str, Any]) -> dict[str, Value]:
+    """The first fields that are plain values, texts cut off: an entry has a size that is known."""
+    found: dict[str, Value] = {}
+    for name, each in list(fields.items())[:FIELDS_MAX]:
+        if isinstance(each, str):
+            found[name[:TEXT_MAX]] = each[:TEXT_MAX]
+        elif isinstance(each, float):
+            found[name[:TEXT_MAX]] = _plain(each)
+        elif each is None or (isinstance(each, int) and abs(each) <= INTEGER_MAX):
+            found[name[:TEXT_MAX]] = each
+    return found
 
 
 def _plain(value: Value) -> Value:

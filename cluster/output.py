@@ -46,6 +46,11 @@ def put(words: str) -> None:
         raise typer.Exit(EXIT_OK) from None
 
 
+def printable(text: str) -> str:
+    """The text on one line, what could steer a terminal escaped: it came from others."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def result(
     found: Mapping[str, Any], json: bool, human: Callable[[Mapping[str, Any]], Iterable[str]]
 ) -> None:

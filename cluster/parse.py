@@ -2,7 +2,8 @@
 
 Each problem is named with file, line, path in dots, the value, what is allowed, and the setting
 that was probably meant. Values of secrets are never shown. Bounds: 1 MiB, 100,000 nodes with
-aliases followed (a small file can name billions), PROBLEMS_MAX problems in one message.
+aliases followed (a small file can name billions), TEXT_MAX characters of a value, PROBLEMS_MAX
+problems in one message.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from raywatch.models.errors import ConfigError
 
 BYTES_MAX = 1_048_576
 NODES_MAX = 100_000
+TEXT_MAX = 16_384  # characters of one value: YAML's `1:1:1` takes time with the square of it
 PROBLEMS_MAX = 5
 VALUE_CHARS_MAX = 80
 
@@ -35,18 +37,20 @@ def read(path: Path, model: type[M]) -> M:
         if node is None:
             raise ConfigError(f"`{path}` is empty", hint="start with configs/local.yaml")
         _sound(node, path)
-        tree = yaml.safe_load(text)
+        tree = _built(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"`{path}`{line} is not YAML: {error.problem}") from error
+    except RecursionError:
+        raise ConfigError(f"`{path}` nests too deep to be a config") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"`{path}` is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"`{path}` must be a mapping of settings, got `{_shown(tree)}`")
     try:
         # Strict, so that `lanes: true` is not 1; as JSON, so that a list may become a tuple.
-        return model.model_validate_json(json.dumps(tree, default=str), strict=True)
+        return model.model_validate_json(_as_json(tree, path), strict=True)
     except ValidationError as error:
         # What contains a problem is reported too (a list is empty once its only item fell out).
         every = error.errors(include_url=False)
@@ -58,6 +62,24 @@ def read(path: Path, model: type[M]) -> M:
             said.append((f"and {len(problems) - PROBLEMS_MAX} more", ""))
         hint = next((hint for _, hint in said if hint), "docs/configuration.md lists every setting")
         raise ConfigError("\n  ".join(words for words, _ in said), hint=hint) from None
+
+
+def _built(text: str) -> Any:
+    """The values of a document. Raises YAMLError, ValueError, RecursionError."""
+    try:
+        return yaml.safe_load(text)
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        # PyYAML lets these through for `!!bool x`, `!!timestamp x` and the like.
+        raise ValueError(f"a value does not fit its tag ({error})") from error
+
+
+def _as_json(tree: Any, path: Path) -> str:
+    try:
+        return json.dumps(tree, default=str)
+    except TypeError as error:
+        raise ConfigError(f"`{path}`: names of settings must be text: {error}") from error
+    except ValueError as error:  # of an integer with thousands of digits, or a tree in itself
+        raise ConfigError(f"`{path}` holds a value that cannot be one: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -83,6 +105,9 @@ def _sound(root: yaml.Node, path: Path) -> None:
         seen += 1
         if seen > NODES_MAX:
             raise ConfigError(f"`{path}` has more than {NODES_MAX} values: do aliases nest?")
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > TEXT_MAX:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"`{path}` line {line}: a value of more than {TEXT_MAX} characters")
         if isinstance(node, yaml.SequenceNode):
             waiting.extend(node.value)
         elif isinstance(node, yaml.MappingNode):
@@ -93,7 +118,7 @@ def _sound(root: yaml.Node, path: Path) -> None:
                     line = key.start_mark.line + 1
                     raise ConfigError(f"`{path}` line {line}: `{name}` stands there twice")
                 names.add(name)
-                waiting.append(value)
+                waiting += (key, value)
 
 
 def _problem(
@@ -201,5 +226,8 @@ def _description(model: type[BaseModel], location: Location) -> str:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # thousands of digits, odd keys
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= VALUE_CHARS_MAX else text[: VALUE_CHARS_MAX - 3] + "..."

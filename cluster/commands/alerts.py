@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, line, put, say
+from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, line, printable, put, say
 from raywatch.models.errors import ConfigError
 
 app = typer.Typer(
@@ -87,12 +87,13 @@ def parsed(value: bytes | None) -> dict[str, Any]:
 def sentence(found: dict[str, Any]) -> str:
     """One line about an alert: when, state, whose, why in words, and its id."""
     if "text" in found and "id" not in found:
-        return str(found["text"])
+        return printable(str(found["text"]))
     when = found.get("at_ms")
     parts = [moment(when) if isinstance(when, int) else "-"]
     parts += [str(found.get(name) or "-") for name in ("state", "detector", "key", "words", "id")]
     kind = found.get("run_kind")
-    return "  ".join(parts) + (f"  ({kind})" if kind not in (None, "live") else "")
+    said = "  ".join(parts) + (f"  ({kind})" if kind not in (None, "live") else "")
+    return printable(said)
 
 
 def moment(ms: int) -> str:

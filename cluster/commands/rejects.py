@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from raywatch.cluster.commands.alerts import Begin, Follow, Limit, begin_of
-from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, line, put, say
+from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, line, printable, put, say
 from raywatch.cluster.tail import Entry
 
 PREVIEW_BYTES = 80  # of the original value, on one line
@@ -76,15 +76,14 @@ def described(entry: Entry) -> dict[str, Any]:
 def preview(value: bytes) -> str:
     """First bytes on one line; what is not printable is escaped."""
     text = value[:PREVIEW_BYTES].decode("utf-8", "backslashreplace")
-    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    return shown + ("..." if len(value) > PREVIEW_BYTES else "")
+    return printable(text) + ("..." if len(value) > PREVIEW_BYTES else "")
 
 
 def sentence(found: dict[str, Any]) -> str:
     """One line about a reject."""
     where = f"{found['topic']}/{found['partition']}@{found['offset']}"
     parts = (found["reason"], where, found["detail"], found["preview"])
-    return "  ".join(str(each) for each in parts)
+    return printable("  ".join(str(each) for each in parts))
 
 
 def _number(text: str | None) -> int | None:

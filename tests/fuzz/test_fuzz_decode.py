@@ -1,0 +1,182 @@
+"""Goal: a record is read as a strict reader would read it, or rejected as he would, whatever it is.
+
+Method: records that hypothesis writes and 60 mutants of each are decoded in one batch, by the
+scanner with its full parser behind it, by the full parser alone, and by a reference of its own:
+Python's json and datetime. All three accept the same records and give the same keys, times and
+values, bit for bit.
+"""
+
+import json
+import math
+import re
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from fuzz.budget import COUNT, fuzzed
+from fuzz.mutate import mutants
+from hypothesis import given
+from hypothesis import strategies as st
+from test_scan import written
+
+from raywatch.actors import decode as decoding
+from raywatch.actors.grammar import TIME_MAX_MS
+from raywatch.actors.ports import Fetched
+from raywatch.actors.records import RecordSpec
+
+MUTANTS = 60
+LOG_MS = 1_795_527_806_123
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SPECS = (
+    RecordSpec(values=("x", "y"), key="k", time="t", key_bytes_max=32),
+    RecordSpec(values=("x",), key="k", time=None, bytes_max=64),
+    RecordSpec(values=("x", "\u00e4"), key=None, time="t", ahead_max_ms=1_000),
+    RecordSpec(values=("k", "x"), key="k", time="t"),  # one field is two things
+)
+Row = tuple[bytes, int, tuple[bytes, ...]]  # key, time, values bit for bit
+ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
+    r"(?:[Zz]|([+-])(\d\d)(?::?(\d\d))?)?)?",
+    re.ASCII,
+)
+
+
+class Unlike(Exception):
+    """Why a record is no record."""
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value) if not math.isnan(value) else b"nan"
+
+
+def iso(text: str) -> int:
+    """ISO 8601 by datetime; second 60 is the next minute."""
+    found = ISO.fullmatch(text)
+    if found is None:
+        raise Unlike(text)
+    year, month, day, hour, minute, second, part, sign, zone_h, zone_m = found.groups()
+    ahead = int(zone_h or 0) * 60 + int(zone_m or 0)
+    if int(second or 0) > 60 or int(zone_h or 0) > 23 or int(zone_m or 0) > 59:
+        raise Unlike(text)
+    try:
+        day_ms = datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0))  # noqa: DTZ001
+    except ValueError:
+        raise Unlike(text) from None
+    begin = day_ms.replace(tzinfo=UTC) - EPOCH
+    moment = begin + timedelta(seconds=int(second or 0), minutes=-ahead if sign == "+" else ahead)
+    return moment // timedelta(milliseconds=1) + int(((part or "") + "000")[:3])
+
+
+def refuse(word: str) -> None:
+    raise Unlike(word)
+
+
+def whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 400 else math.inf
+
+
+def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
+    """What a record means. Raises Unlike, or ValueError where it is no JSON."""
+    if not value or len(value) > spec.bytes_max:
+        raise Unlike
+    record: Any = json.loads(value.decode("utf-8"), parse_constant=refuse, parse_int=whole)
+    if not isinstance(record, dict):
+        raise Unlike
+    key: Any = kafka_key
+    if spec.key is not None:
+        key = record.get(spec.key)
+        if type(key) not in (str, int):
+            raise Unlike
+        key = str(key).encode()
+    if not 1 <= len(key) <= spec.key_bytes_max:
+        raise Unlike
+    time: Any = LOG_MS
+    if spec.time is not None:
+        time = record.get(spec.time)
+        if type(time) not in (str, int, float):
+            raise Unlike
+        time = iso(time) if isinstance(time, str) else math.floor(max(-1e300, min(time, 1e300)))
+    if not 0 <= time <= TIME_MAX_MS or time > LOG_MS + spec.ahead_max_ms:
+        raise Unlike
+    values = [record.get(name) for name in spec.values]
+    if any(type(each) not in (int, float, type(None)) for each in values):
+        raise Unlike
+    try:
+        numbers = [math.nan if each is None else float(each) for each in values]
+    except OverflowError:
+        raise Unlike from None
+    if any(map(math.isinf, numbers)) or all(map(math.isnan, numbers)):
+        raise Unlike
+    return key, time, tuple(map(bits, numbers))
+
+
+def by_reference(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row | None:
+    try:
+        return expected(value, kafka_key, spec)
+    except (ValueError, Unlike):
+        return None
+
+
+def decoded(values: list[bytes], spec: RecordSpec) -> dict[int, Row]:
+    """What decode makes of a batch, by the place of the record."""
+    count = len(values)
+    fetched = Fetched(
+        np.zeros(count, np.int32), np.arange(count), np.full(count, LOG_MS), list(values),
+        [b"key-%d" % at for at in range(count)],
+    )  # fmt: skip
+    found = decoding.decode(fetched, spec)
+    rejected = {reject.offset for reject in found.rejects}
+    assert rejected | set(found.offset.tolist()) == set(range(count))
+    assert len(rejected) + len(found) == count
+    return {
+        int(found.offset[row]): (
+            found.key(row), int(found.time_ms[row]), tuple(map(bits, found.values[row].tolist()))
+        )
+        for row in range(len(found))
+    }  # fmt: skip
+
+
+def parsed(value: bytes, kafka_key: bytes, spec: RecordSpec) -> Row | None:
+    """What the full parser alone makes of a record."""
+    try:
+        key, time_ms, values = decoding._full(value, kafka_key, LOG_MS, spec)
+    except decoding._Bad:
+        return None
+    return key, time_ms, tuple(map(bits, values))
+
+
+def half_a_pair(value: bytes) -> bool:
+    """A lone surrogate, which Python's json lets pass and RFC 8259 leaves open."""
+    try:
+        json.dumps(json.loads(value), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except ValueError:
+        return False
+    return False
+
+
+def assert_read_alike(values: list[bytes], spec: RecordSpec) -> None:
+    COUNT["decode"] += len(values)
+    found = decoded(values, spec)
+    for at, value in enumerate(values):
+        key = b"key-%d" % at
+        assert found.get(at) == parsed(value, key, spec), (value, spec)
+        if not half_a_pair(value):
+            assert found.get(at) == by_reference(value, key, spec), (value, spec)
+
+
+@fuzzed("decode", MUTANTS + 1)
+@given(written(), st.integers(0, 2**32), st.sampled_from(SPECS))
+def test_scanner_parser_and_reference_read_every_record_alike(
+    value: bytes, seed: int, spec: RecordSpec
+) -> None:
+    assert_read_alike([value, *mutants(value, seed, MUTANTS)], spec)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
+def test_every_cut_of_a_record_is_read_alike(spec: RecordSpec) -> None:
+    whole = b'{"k":"a\\u00e4","t":"2026-11-24T13:43:26.123+01:00","x":-1.5e1,"p":[{"a":[1]},null]}'
+    assert_read_alike([whole[:end] for end in range(1, len(whole) + 1)], spec)
