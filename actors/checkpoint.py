@@ -169,10 +169,8 @@ def noted(text: str) -> tuple[str, int | None]:
         found = {}
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
     model, since = fields.get("model"), fields.get("since")
-    return (
-        model if isinstance(model, str) else "",
-        since if type(since) is int and since >= 0 else None,
-    )
+    first = since if type(since) is int and since >= 0 else None
+    return (model if isinstance(model, str) else "", first)
 
 
 @dataclass(frozen=True, slots=True)

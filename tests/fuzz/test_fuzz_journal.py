@@ -1,7 +1,7 @@
 """Goal: whatever lies in the audit topic, a supervisor begins, remembers and draws its page.
 
-Method: journal entries, `serve` records and mutants of both are read as a supervisor reads them; what
-is taken for an entry is bounded, comes back from its own JSON and can be drawn.
+Method: journal entries, `serve` records and mutants of both are read as a supervisor reads
+them; what is taken for an entry is bounded, comes back from its own JSON and can be drawn.
 """
 
 import json

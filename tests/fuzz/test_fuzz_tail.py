@@ -1,4 +1,4 @@
-"""Goal: whatever lies in the alerts and rejects topics, `tail` prints one line and the page is drawn.
+"""Goal: whatever lies in the alerts and rejects topics, `tail` prints a line and the page is drawn.
 
 Method: real alerts and rejects and mutants of them, through everything that reads these topics.
 """
