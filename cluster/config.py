@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey
 from raywatch.actors.spec import DetectorSpec
+from raywatch.cluster.page_spec import PageSpec, is_loopback
 from raywatch.cluster.schema import Detector, Settings, Topic
 from raywatch.cluster.secret import Secret
 from raywatch.models.errors import ConfigError
@@ -205,13 +206,34 @@ class Page(Settings):
         default=8787, ge=0, le=65_535, description="Port to listen at; 0: any free one."
     )
     token: Secret | None = Field(
-        default=None, description="Token that requests must carry; needed off the loopback address."
+        default=None,
+        description="Token that requests must carry or a browser logs in with, 16 characters or "
+        "more; needed off the loopback address.",
     )
+    certificate: str = Field(
+        default="",
+        description="PEM file of the certificate and its chain: with it the page speaks TLS. It "
+        "is read again when it changes.",
+    )
+    key: str = Field(default="", description="PEM file of the certificate's key, no password.")
+    names: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Names that the page answers to beside those of its address, e.g. that of a "
+        "proxy in front of it; off loopback none means any.",
+    )
+
+    def spec(self) -> PageSpec:
+        """As plain values, the token revealed. Raises ConfigError."""
+        token = self.token.reveal() if self.token is not None else None
+        return PageSpec(self.host, self.port, token, self.certificate, self.key, self.names)
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if self.host not in LOOPBACK and self.token is None:
+        if not is_loopback(self.host) and self.token is None:
             raise ValueError(f"`host: {self.host}` can be reached from elsewhere: set `token`")
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("`certificate` and `key` of the page belong together")
         return self
 
 

@@ -17,6 +17,7 @@ from raywatch.cluster import assign
 from raywatch.cluster.config import Config, Pool
 from raywatch.cluster.connect import no_topic, sample_fields
 from raywatch.cluster.growth import added
+from raywatch.cluster.page_spec import PageSpec
 from raywatch.models.artifact import Artifact, pack
 from raywatch.models.errors import Refused
 from raywatch.models.registry import Registry
@@ -50,9 +51,7 @@ class Deployment:
     owners: int
     owner_cpus: float
     pool: Pool
-    page_host: str
-    page_port: int
-    page_token: str | None
+    page: PageSpec
     digest: str = ""  # of the config
     config_path: str = "CONFIG"
     notes: tuple[str, ...] = ()  # what was found out on the way, for the journal
@@ -125,7 +124,6 @@ def prepare(
     mode = "it was asked to do without" if spec.exactly_once is False else _mode(log)
     if mode:
         notes.append(f"no transactions here ({mode}): at least once, with deterministic alert ids")
-    token = config.page.token.reveal() if config.page.token else None
     return Deployment(
         name=name,
         log=replace(spec, exactly_once=not mode),
@@ -134,9 +132,7 @@ def prepare(
         owners=config.owners.count,
         owner_cpus=config.owners.cpus,
         pool=config.pool,
-        page_host=config.page.host,
-        page_port=config.page.port,
-        page_token=token,
+        page=config.page.spec(),
         digest=hashlib.blake2b(config.model_dump_json().encode(), digest_size=4).hexdigest(),
         config_path=path,
         notes=tuple(notes),

@@ -1,25 +1,18 @@
-"""The live page: who may ask, and what they get.
+"""The live page: what is asked, and what is answered.
 
 One HTML page, its snapshot (once, or as a stream of one whole snapshot a second), metrics and
 health, served by uvicorn in a thread of the supervisor's process. It only reads: there is no
 route that changes anything, and no answer that waits for a cluster. A snapshot is encoded once
 for all readers, at most every BEAT_S.
 
-Who may ask: on a loopback address everybody on this machine who names it as such (a page of
-another site that points its own name at 127.0.0.1 sends that name as Host, and is refused).
-Elsewhere only who knows the token, as `Authorization: Bearer TOKEN`, or once as `?token=TOKEN`,
-which is answered with a cookie and a redirect that takes the token out of the address. The cookie
-is a MAC under the token, not the token. Addresses are never logged.
+Who may ask is the matter of page_gate.py, what is let in before that of page_listen.py.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import ipaddress
 import logging
 import re
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -28,30 +21,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 import uvicorn
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raywatch.cluster.page_gate import Gate, policy, source_hash
+from raywatch.cluster.page_listen import REQUEST_BYTES_MAX, Hurried, listen, renew, tls
+from raywatch.cluster.page_spec import PageSpec
 from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 1.0  # one snapshot a second: as often as it changes
 STREAMS_MAX = 32  # readers of the stream; whoever comes later polls
+STREAM_S = 3_600.0  # a stream ends after this long; its reader asks again, and is checked again
 REQUESTS_MAX = 128  # connections at once, streams included; uvicorn answers 503 beyond
 SEND_S = 10.0  # a reader that takes nothing for this long is let go
 STALE_S = 10.0  # an older snapshot means that the supervisor stands still
 START_S = 10.0  # longest the server may take to listen
 CLOSE_S = 3.0  # longest `close` waits for its thread
-TOKEN_CHARS_MIN = 16  # shorter tokens can be guessed
 SCRIPTS = ("page_shape.js", "page_draw.js", "page_live.js")
 MARK = "/* page_shape.js, page_draw.js and page_live.js go here */"
 
@@ -74,23 +67,14 @@ def _document() -> _Document:
     html = page.replace(MARK, script)
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style is not None, "page.html has no style"
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {_hash(script)}",
-            f"style-src {_hash(style.group(1))}",
-            "img-src data:",  # the empty icon
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
+    allowed = policy(
+        f"script-src {source_hash(script)}",
+        f"style-src {source_hash(style.group(1))}",
+        "img-src data:",  # the empty icon
+        "connect-src 'self'",
+        "form-action 'none'",
     )
-    return _Document(html.encode(), policy)
-
-
-def _hash(inline: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
+    return _Document(html.encode(), allowed)
 
 
 class _Snapshots:
@@ -135,94 +119,6 @@ class _Snapshots:
         return self._tag
 
 
-class _Gate:
-    """ASGI middleware: refuses who may not ask and puts the headers on every answer."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, cookie: str, policy: str, local: bool):
-        self._app = app
-        self._token = token
-        self._cookie = cookie
-        self._local = local
-        self._pass = "" if token is None else _mac(token)
-        self._headers = {
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "X-Frame-Options": "DENY",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # no lifespan, no web sockets
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers[name] = value
-            await send(message)
-
-        answer = self._refusal(Request(scope)) or self._app
-        await answer(scope, receive, send_with_headers)
-
-    def _refusal(self, request: Request) -> Response | None:
-        if self._local and not _names_loopback(request.headers.get("host", "")):
-            return PlainTextResponse("this page answers to localhost only\n", 421)
-        if self._token is None or request.url.path == "/healthz":
-            return None
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and _same(given.strip(), self._token):
-            return None
-        if _same(request.cookies.get(self._cookie, ""), self._pass):
-            return None
-        if _same(request.query_params.get("token", ""), self._token):
-            return self._welcome(request)
-        return PlainTextResponse(
-            "a token is needed: `Authorization: Bearer TOKEN`, or once `?token=TOKEN`\n",
-            401,
-            {"WWW-Authenticate": 'Bearer realm="raywatch"'},
-        )
-
-    def _welcome(self, request: Request) -> Response:
-        """A cookie, and the same address without the token in it."""
-        rest = [(k, v) for k, v in parse_qsl(request.url.query) if k != "token"]
-        where = request.url.path.rsplit("/", 1)[-1] or "."  # relative: a proxy may add a prefix
-        answer = RedirectResponse(f"{where}?{urlencode(rest)}" if rest else where, 303)
-        answer.set_cookie(
-            self._cookie,
-            self._pass,
-            httponly=True,
-            samesite="lax",  # strict would not survive a link in a chat; nothing here writes
-            secure=request.url.scheme == "https",
-        )
-        return answer
-
-
-def _mac(token: str) -> str:
-    return hmac.new(token.encode(), b"raywatch page cookie", hashlib.sha256).hexdigest()
-
-
-def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
-
-
-def _is_loopback(host: str) -> bool:
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
-def _names_loopback(header: str) -> bool:
-    """Whether a Host header names this machine as itself: `localhost`, 127.x.x.x or [::1]."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d{1,5})?", header)
-    return match is not None and _is_loopback(match.group(1) or match.group(2))
-
-
 class _Routes:
     """What each address answers."""
 
@@ -256,12 +152,15 @@ class _Routes:
         if self._streams >= STREAMS_MAX:
             say = f"{STREAMS_MAX} pages follow the stream already: poll snapshot.json\n"
             return PlainTextResponse(say, 503, {"Retry-After": "10"})
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         return EventSourceResponse(self._beats(), ping=15, send_timeout=SEND_S)
 
     async def _beats(self) -> AsyncIterator[dict[str, str]]:
         self._streams += 1
         try:
-            while not self.closing.is_set():
+            until = time.monotonic() + STREAM_S
+            while not self.closing.is_set() and time.monotonic() < until:
                 with suppress(Unreachable):  # no beat: the page says `unknown` by itself
                     yield {"data": self._snapshots.body().decode()}
                 with suppress(TimeoutError):
@@ -303,28 +202,12 @@ class Page:
         self,
         snapshot: Callable[[], Mapping[str, Any]],
         metrics: Callable[[], bytes],
-        host: str = "127.0.0.1",
-        port: int = 0,
-        token: str | None = None,
+        spec: PageSpec | None = None,
     ) -> None:
-        """Check the address; nothing listens before `start`. Raises ConfigError."""
-        self._local = _is_loopback(host)
-        if not self._local and token is None:
-            raise ConfigError(
-                f"the page would listen on `{host}` without a token",
-                hint="set a token for the page, or bind it to 127.0.0.1 and use an ssh tunnel",
-            )
-        if token is not None and (len(token) < TOKEN_CHARS_MIN or not token.isascii()):
-            raise ConfigError(
-                f"the token of the page has {len(token)} characters, "
-                f"at least {TOKEN_CHARS_MIN} (ASCII) are needed",
-                hint="`openssl rand -hex 24` makes a good one",
-            )
+        """Nothing listens before `start`."""
+        self._spec = spec or PageSpec()
         self._snapshots = _Snapshots(snapshot)
         self._metrics = metrics
-        self._host = host
-        self._port = port
-        self._token = token
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -333,12 +216,12 @@ class Page:
     def start(self) -> str:
         """Listen; returns the address. Raises ConfigError when the address cannot be had."""
         assert self._thread is None, "started twice"
-        document = _document()
-        listener = _listen(self._host, self._port)
+        document, context = _document(), tls(self._spec)
+        listener = listen(self._spec.host, self._spec.port)
         port = int(listener.getsockname()[1])
         ready = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(document, listener, port, ready)),
+            target=lambda: asyncio.run(self._serve(document, listener, context, ready)),
             name="raywatch-page",
             daemon=True,
         )
@@ -346,25 +229,25 @@ class Page:
         if not ready.wait(START_S):
             self.close()
             raise ConfigError(f"the page did not start on port {port} within {START_S:.0f} s")
-        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
+        host, scheme = self._spec.host, "https" if self._spec.secure else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def _serve(
-        self, document: _Document, listener: socket.socket, port: int, ready: threading.Event
+        self,
+        document: _Document,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        ready: threading.Event,
     ) -> None:
         self._routes = _Routes(document, self._snapshots, self._metrics)
         inner = Starlette(
             routes=self._routes.table(),
             exception_handlers={RaywatchError: _say_error, Exception: _say_bug},
         )
-        gate = _Gate(
-            inner,
-            token=self._token,
-            cookie=f"raywatch_{port}",  # cookies do not know ports
-            policy=document.policy,
-            local=self._local,
-        )
+        port = int(listener.getsockname()[1])
         config = uvicorn.Config(
-            gate,
+            Gate(inner, self._spec, port=port, page_policy=document.policy),
+            http=Hurried,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -373,14 +256,22 @@ class Page:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=REQUESTS_MAX,
+            h11_max_incomplete_event_size=REQUEST_BYTES_MAX,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
         )
+        config.load()
+        config.ssl = context
         self._server = uvicorn.Server(config)
         self._loop = asyncio.get_running_loop()
         listener.listen(REQUESTS_MAX)
         ready.set()  # the kernel queues whoever connects before uvicorn accepts
-        await self._server.serve(sockets=[listener])
+        renewing = None if context is None else asyncio.create_task(renew(context, self._spec))
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            if renewing is not None:
+                renewing.cancel()
 
     def close(self) -> None:
         """End streams, stop listening; idempotent, takes at most CLOSE_S."""
@@ -396,24 +287,3 @@ class Page:
         if thread.is_alive():
             log.warning("page: its thread did not end within %.0f s", CLOSE_S)
         self._thread = None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises ConfigError naming the port."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family[0], socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(
-            f"`{host}` is no address of this machine: {error.strerror or error}"
-        ) from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(family[4])
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"port {port} of `{host}` cannot be had: {error.strerror or error}",
-            hint="something else listens there, or the right is missing: choose another port",
-        ) from error
-    return listener

@@ -2,7 +2,7 @@
 'use strict'
 function lost_verdict(age) {
   const was = hm(S.at_ms, 1), gone = denied
-    ? ' It is no longer let in: open it again with its token.' : ''
+    ? ' It is no longer let in: reload it, and log in again.' : ''
   return {
     state: 'unknown', words: `no data for ${Math.round(age)} s, it was ${S.verdict.state} at ${
       was}`,

@@ -70,10 +70,7 @@ class Supervisor:
         self._latest: dict[str, Any] = {}
         self.view = View(self)
         self.metrics = Metrics()
-        self.page = Page(
-            self.snapshot, self.metrics.render, deployment.page_host, deployment.page_port,
-            deployment.page_token,
-        )  # fmt: skip
+        self.page = Page(self.snapshot, self.metrics.render, deployment.page)
         self._url = ""
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from raywatch.cluster.page import STREAMS_MAX, Page
+from raywatch.cluster.page_spec import PageSpec
 from raywatch.models.errors import ConfigError, Unreachable
 
 TOKEN = "a-token-of-some-length"
@@ -124,10 +125,10 @@ def test_a_foreign_name_for_this_machine_is_refused(served: str) -> None:
 
 def test_it_is_never_open_to_others_without_a_token() -> None:
     with pytest.raises(ConfigError, match=r"`0.0.0.0` without a token") as caught:
-        Page(dict, bytes, host="0.0.0.0")
+        PageSpec("0.0.0.0")
     assert "ssh tunnel" in caught.value.hint
     with pytest.raises(ConfigError, match="has 5 characters") as caught:
-        Page(dict, bytes, host="0.0.0.0", token="short")
+        PageSpec("0.0.0.0", token="short")
     assert "short" not in str(caught.value)
 
 
@@ -135,7 +136,7 @@ def test_a_token_opens_it_once_for_all_and_is_never_logged(
     caplog: pytest.LogCaptureFixture, show: Show
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    page = Page(show.take, lambda: b"", host="0.0.0.0", token=TOKEN)
+    page = Page(show.take, lambda: b"", PageSpec("0.0.0.0", token=TOKEN))
     url = page.start().replace("0.0.0.0", "127.0.0.1")
     try:
         code, headers, _ = ask(url, "/snapshot.json")
@@ -147,7 +148,7 @@ def test_a_token_opens_it_once_for_all_and_is_never_logged(
         assert ask(url, authorization=f"Bearer {TOKEN}")[0] == 200
         assert ask(url, "/healthz")[0] == 200  # says ok or stale, nothing else
         code, headers, _ = ask(url, f"/?token={TOKEN}&print=a-1")
-        assert (code, headers["location"]) == (303, ".?print=a-1")
+        assert (code, headers["location"]) == (303, "enter?print=a-1")
         cookie = headers["set-cookie"]
         assert "HttpOnly" in cookie
         assert TOKEN not in cookie
@@ -164,7 +165,7 @@ def test_a_token_opens_it_once_for_all_and_is_never_logged(
 def test_a_port_in_use_is_named(served: str) -> None:
     port = int(served.split(":")[2].strip("/"))
     with pytest.raises(ConfigError, match=rf"port {port} of `127.0.0.1` cannot be had") as caught:
-        Page(dict, bytes, port=port).start()
+        Page(dict, bytes, PageSpec(port=port)).start()
     assert "another port" in caught.value.hint
 
 
@@ -181,7 +182,7 @@ def test_it_starts_at_once_and_ends_under_readers(show: Show) -> None:
         page.close()
         assert time.monotonic() - before < 4.0
     assert not [t for t in threading.enumerate() if t.name == "raywatch-page" and t.is_alive()][1:]
-    again = Page(show.take, lambda: b"", port=port)
+    again = Page(show.take, lambda: b"", PageSpec(port=port))
     assert again.start() == url
     again.close()
 

@@ -2,9 +2,11 @@
 
 import http.client
 import json as json_module
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -53,8 +55,8 @@ def status(
     raise typer.Exit(EXIT_OK if state == "healthy" else EXIT_NO)
 
 
-def _page_of(config: str) -> tuple[str, str]:
-    """Address and token of the page that a config describes."""
+def _page_of(config: str) -> tuple[str, str, str]:
+    """Address, token and certificate of the page that a config describes."""
     from raywatch.cluster.config import load
 
     page = load(config).page
@@ -66,7 +68,9 @@ def _page_of(config: str) -> tuple[str, str]:
     token = page.token.reveal() if page.token is not None else ""
     # 0.0.0.0 is where to listen; the service itself is on this machine.
     host = "127.0.0.1" if page.host in ("0.0.0.0", "::") else page.host
-    return f"http://[{host}]:{page.port}" if ":" in host else f"http://{host}:{page.port}", token
+    scheme = "https" if page.certificate else "http"
+    where = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{where}:{page.port}", token, page.certificate
 
 
 def ask(address: str) -> dict[str, Any]:
@@ -80,8 +84,13 @@ def ask(address: str) -> dict[str, Any]:
         runtime.leave()
 
 
-def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """The snapshot of a running service. Raises Unreachable, Refused, ConfigError."""
+def fetch(
+    url: str, token: str = "", certificate: str = "", timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """The snapshot of a running service. Raises Unreachable, Refused, ConfigError.
+
+    With the file of a `certificate`, it and no other is believed, whatever name it is for.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigError(f"`{url}` is no address of a page", hint="http://127.0.0.1:8787")
@@ -89,7 +98,10 @@ def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(address, headers=headers)
     # The page is ours and near: what proxies the environment names is for the world outside.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _Stays()]
+    if certificate:
+        handlers.append(urllib.request.HTTPSHandler(context=_only(certificate)))
+    opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(request, timeout=timeout_s) as answer:
             blob = answer.read(BYTES_MAX)
@@ -118,6 +130,33 @@ def fetch(url: str, token: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, 
             hint=f"expected `{SCHEMA}`; compare `raywatch version` there and here",
         )
     return cast("dict[str, Any]", found)
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the token elsewhere; the page sends none for its snapshot."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """Not followed."""
+
+
+def _only(certificate: str) -> ssl.SSLContext:
+    """Believes the page's own certificate. Raises ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # it is asked at its address, by who has its file
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # itself, not its maker
+    end = "-----END CERTIFICATE-----"
+    try:
+        first = Path(certificate).read_text("ascii").partition(end)  # without its makers'
+        context.load_verify_locations(cadata="".join(first[:2]))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read `page.certificate`, `{certificate}`: "
+            f"{getattr(error, 'strerror', None) or error}",
+            hint="it is read where `status` is typed; or `--address auto`, which asks Ray",
+        ) from error
+    return context
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
