@@ -53,3 +53,16 @@ class Gathered:
             self._keys,
             self._headers,
         )
+
+
+def joined(parts: Sequence[Fetched]) -> Fetched:
+    """Several fetches, at least one, as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return Fetched(
+        np.concatenate([p.partition for p in parts]),
+        np.concatenate([p.offset for p in parts]),
+        np.concatenate([p.time_ms for p in parts]),
+        [v for p in parts for v in p.values],
+        [k for p in parts for k in p.keys],
+    )

@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from raywatch.actors import checkpoint
+from raywatch.actors.fetching import joined
 from raywatch.actors.flow import Batch, Flow, Said
 from raywatch.actors.ledger import Ledger
 from raywatch.actors.ports import (
@@ -36,6 +35,7 @@ from raywatch.actors.ports import (
     Store,
     Ticket,
 )  # fmt: skip
+from raywatch.actors.saving import Saver, Saving
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import ModelSpec
@@ -50,6 +50,7 @@ BLOCKED_S = 5.0  # Between two attempts while something must be changed by a per
 OUT_MAX = 5_000  # Records written by one transaction before it is committed early.
 RENEW_S = 21_600.0  # All offsets are committed anew this often: brokers forget them after days.
 WORDS_S = 2.0  # Scores that are missing for longer are spoken of.
+SAVE_S = 10.0  # Longest wait for a snapshot that has to be there before a lane goes on or ends.
 GAP_BATCHES = 5  # A lane that had to replay more than this stores its state once it has.
 
 
@@ -89,13 +90,18 @@ class Lane:
         clock: Clock,
         model: Callable[[int, str], ModelSpec | None],
         epoch: str,
+        saver: Saver | None = None,
     ) -> None:
-        """`model(lane, committed_version)` says which version to use now (None: not known yet)."""
+        """`model(lane, committed_version)` says which version to use now (None: not known yet).
+
+        Without a `saver` the lane's own thread waits for the store.
+        """
         self.spec, self.number, self.partitions = spec, number, partitions
         self.stats = LaneStats()
         self.sink: Sink | None = None
         self.log, self.make_pool, self.store, self.clock = log, pool, store, clock
         self.model, self.epoch = model, epoch
+        self.saver = saver or Saver(beside=False)
         self.stopping = threading.Event()
 
     def stop(self) -> None:
@@ -224,8 +230,8 @@ class Shift:
         gap = sum(start.speak[p] - o for p, o in read.items())
         known = snapshot is not None and gap <= GAP_BATCHES * spec.batch_records
         # Without a snapshot nobody else could tell where this state began.
-        self.snapshot_due = now + spec.snapshot_s if known else now
-        self.saved = dict(read)
+        due = now + spec.snapshot_s if known else now
+        self.saving = Saving(self.lane.saver, self.clock, spec.snapshot_s, read, due)
         return read
 
     def _wait_for_model(self, committed: dict[Partition, Committed]) -> ModelSpec:
@@ -285,30 +291,26 @@ class Shift:
             self._commit()
         if pause and not self.in_flight:
             self._pause()
+        if (stored := self.saving.settle(0.0)) is not None:
+            self._note_saving(stored)
 
     def _pause_due(self) -> bool:
         """Whether nothing more is to be pulled until all is scored: see `_pause`."""
-        if not self._caught_up():
+        if not self._caught_up() or self.saving.blocked():
             return False
-        if self._other() is not None:
-            return True
-        far = self._unsaved()
         enough = max(self.spec.replay_max // 2, GAP_BATCHES * self.spec.batch_records)
-        return far >= enough or (far > 0 and self.clock.monotonic() >= self.snapshot_due)
-
-    def _unsaved(self) -> int:
-        """Records of the partition that moved farthest since the last snapshot."""
-        return max(self.position[p] - o for p, o in self.saved.items())
+        return self._other() is not None or self.saving.wanted(self.position, enough)
 
     def _pause(self) -> None:
         """Nothing is in flight: snapshot, then take another version if the owner was told to.
 
         The snapshot comes first, so that a replay never crosses from one version to another:
-        calibration would see scores that no owner saw before.
+        calibration would see scores that no owner saw before. So without one nothing changes.
         """
-        self._snapshot()
-        if (other := self._other()) is not None:
+        other = self._other()
+        if self._snapshot(0.0 if other is None else SAVE_S) and other is not None:
             self.model, self.switched = other, True
+            self.stats.version = other.version  # the one before is needed no more
 
     def _other(self) -> ModelSpec | None:
         """The model to change to, None to go on."""
@@ -323,8 +325,8 @@ class Shift:
         while self.in_flight and self.clock.monotonic() < until:
             self._collect(0.05)
         self._commit(force=bool(self.out))
-        if not self.in_flight and self._caught_up() and self._unsaved() > 0:
-            self._snapshot()
+        if not self.in_flight and self._caught_up() and self.saving.far(self.position) > 0:
+            self._snapshot(SAVE_S)
 
     def _pull(self, wait_s: float) -> None:
         """Gather records until the batch is full or its time is over, then send it off."""
@@ -361,7 +363,7 @@ class Shift:
     def _send(self) -> None:
         """Decode and featurise what was gathered and hand it to the pool."""
         assert self.source is not None
-        fetched = _joined(self.gathered)
+        fetched = joined(self.gathered)
         self.gathered = []
         begin = dict(self.position)
         for partition, position in self.source.position().items():
@@ -432,7 +434,6 @@ class Shift:
             words = {"offset": offset, "model": version, "before": self.noted}
             self._audit("version", partition, words)
         self.noted, self.since, self.renote = version, since, True
-        self.stats.version = version
 
     # ---- committing ------------------------------------------------------------------------
 
@@ -469,30 +470,26 @@ class Shift:
         key = f"{self.spec.name}/{partition}".encode()
         self.out.append(Out(self.spec.audit, key, json.dumps(entry).encode()))
 
-    def _snapshot(self) -> None:
-        """Commit and store the state: caught up, nothing in flight, nothing gathered."""
+    def _snapshot(self, wait_s: float) -> bool:
+        """Commit and copy the state: caught up, nothing in flight, nothing gathered.
+
+        It is stored beside the lane's work. Returns whether it was stored within `wait_s`.
+        """
         self._commit(force=bool(self.out))
         offsets = {p: ledger.committable for p, ledger in self.ledger.items()}
         assert offsets == self.position, (offsets, self.position)
-        self.snapshot_due = self.clock.monotonic() + self.spec.snapshot_s
-        self.saved = offsets
+        name, lane, epoch = self.spec.name, self.lane.number, self.lane.epoch
         snapshot = self.flow.snapshot(offsets)
-        try:
-            self.stats.snapshot = checkpoint.save(
-                self.store, self.spec.name, self.lane.number, snapshot, self.lane.epoch
-            )
-        except Unreachable as error:
-            self.stats.words = f"no snapshot: {error.message}"
 
+        def save() -> str:
+            return checkpoint.save(self.store, name, lane, snapshot, epoch)
 
-def _joined(parts: list[Fetched]) -> Fetched:
-    """Several fetches as one batch."""
-    if len(parts) == 1:
-        return parts[0]
-    return Fetched(
-        np.concatenate([p.partition for p in parts]),
-        np.concatenate([p.offset for p in parts]),
-        np.concatenate([p.time_ms for p in parts]),
-        [v for p in parts for v in p.values],
-        [k for p in parts for k in p.keys],
-    )
+        stored = self.saving.save(save, offsets, wait_s)
+        self._note_saving(stored)
+        return stored
+
+    def _note_saving(self, stored: bool) -> None:
+        if stored:
+            self.stats.snapshot = self.saving.name
+        elif self.saving.error:
+            self.stats.words = self.saving.error

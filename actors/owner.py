@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from raywatch.actors.lane import Lane
 from raywatch.actors.pool import Member, Members, RemotePool
 from raywatch.actors.ports import Clock, Log, Partition, Store
+from raywatch.actors.saving import Saver
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.scorer import ModelSpec
 
@@ -109,6 +110,7 @@ class Owner:
         self._pools: list[RemotePool] = []
         self._again = 0
         self._timeout_s = score_timeout_s
+        saver = Saver(beside=True)
         self.lanes = {
             number: Lane(
                 spec,
@@ -120,6 +122,7 @@ class Owner:
                 clock=clock,
                 model=self._model,
                 epoch=epoch,
+                saver=saver,
             )
             for number, partitions in lanes.items()
         }
@@ -177,11 +180,10 @@ class Owner:
         return pool
 
     def _model(self, lane: int, committed: str) -> ModelSpec | None:
-        """The version for a lane: what its commits name while that is served, else the target."""
+        """The version for a lane: what its commits name while there is one, else the target."""
         roster = self._roster
-        if committed and committed in roster.models and committed in self._members.versions():
-            return roster.models[committed]
-        return roster.models.get(roster.lanes.get(lane, ""))
+        # Not only while a scorer of it serves: the last one may have died, and comes again.
+        return roster.models.get(committed) or roster.models.get(roster.lanes.get(lane, ""))
 
     def _live(self, lane: Lane) -> None:
         try:

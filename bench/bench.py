@@ -268,10 +268,18 @@ def delay(bootstrap: str, model: str, folder: Path) -> dict[str, Any]:
             "p50_ms": took[len(took) // 2] if took else None,
             "p99_ms": took[len(took) * 99 // 100] if took else None,
             "max_ms": took[-1] if took else None,
+            "worst_at_s": worst(sent, heard),
             "cpu_cores": spent / (seconds + 2.0),
         }
     finally:
         run.stop()
+
+
+def worst(sent: dict[Any, float], heard: dict[Any, float]) -> list[tuple[float, float]]:
+    """The longest five: seconds since the first spike, and ms until its alert."""
+    first = min(sent.values())
+    took = [(1e3 * (heard[k] - t), t - first) for k, t in sent.items() if k in heard]
+    return [(round(at, 2), round(ms)) for ms, at in sorted(took, reverse=True)[:5]]
 
 
 def fill_quietly(bootstrap: str, topic: str, rows: int) -> None:
