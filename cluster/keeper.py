@@ -144,15 +144,22 @@ class Keeper:
         return serving, len(mine) - draining - serving, draining
 
     def using(self, version: str) -> bool:
-        """Whether a lane uses this version, or did when its owner last said so."""
-        if version in self.lanes.values():
-            return True
-        return any(
-            lane.version == version
-            for report in self.reports().values()
-            for lane in report.lanes
-            if lane.state not in ("stopped", "fenced")
-        )
+        """Whether a lane may still need this version; a lane nobody has heard of may need any.
+
+        A lane that changes needs its old version until all that it pulled before is scored, and
+        its next owner would need it for the gap up to there.
+        """
+        told = [lane for report in self.reports().values() for lane in report.lanes]
+        said = {lane.version for lane in told if lane.state not in ("stopped", "blocked")}
+        unheard = len(self.reports()) < len(self.seats)
+        return version in self.lanes.values() or unheard or not said.isdisjoint({"", version})
+
+    def _stranded(self) -> list[str]:
+        """Versions that lanes wait for and nobody serves: the last scorer died, or was ended."""
+        told = [lane for report in self.reports().values() for lane in report.lanes]
+        needed = {lane.version for lane in told if lane.state not in ("stopped", "blocked")}
+        held = {s.version for s in self.scorers.values() if s.draining is None}
+        return sorted((needed & self.blobs.keys()) - held)
 
     # ---- what should be ----------------------------------------------------------------------
 
@@ -165,6 +172,8 @@ class Keeper:
             return
         if wanted is not None:
             self._size(self.target, wanted)
+        for version in self._stranded():
+            self.start(version)
         self._end_drained()
         self._publish()
 
@@ -188,9 +197,16 @@ class Keeper:
         self.scorers[name] = Scorer(name, version, self._clock.monotonic())
 
     def drain(self, name: str) -> None:
-        """Give a scorer no new batch and end it when it has none left."""
+        """Give a scorer no new batch and end it when it has none left.
+
+        The last one of a version stays while lanes use it: whoever asked has to ask again.
+        """
         scorer = self.scorers.get(name)
-        if scorer is not None and scorer.draining is None:
+        if scorer is None or scorer.draining is not None:
+            return
+        mine = (s for s in self.scorers.values() if s.version == scorer.version)
+        others = sum(s.ready is not None and s.draining is None for s in mine if s is not scorer)
+        if others or not self.using(scorer.version):
             scorer.draining = self._clock.monotonic()
 
     def _observe_scorers(self) -> None:
@@ -345,7 +361,8 @@ class Keeper:
             for s in self.scorers.values()
             if s.ready is not None and s.draining is None
         }
-        models = {v: m for v, m in self.models.items() if v in serving.values() or self.using(v)}
+        kept = {v for v in self.blobs if self.using(v)} | set(serving.values())
+        models = {v: m for v, m in self.models.items() if v in kept}
         if serving != self._rostered or dict(self._roster.lanes) != self.lanes:
             number = max(self._roster.number + 1, self._clock.now_ms())
             self._roster = Roster(number, models, dict(self.lanes))

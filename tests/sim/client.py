@@ -486,11 +486,12 @@ class _Answered:
 def library(network: Callable[[], Network]) -> SimpleNamespace:
     """The module `confluent_kafka`, for whoever runs now."""
     return SimpleNamespace(
-        Producer=lambda settings: Producer(network(), settings),
-        Consumer=lambda settings: Consumer(network(), settings),
+        Producer=lambda settings, **_: Producer(network(), settings),
+        Consumer=lambda settings, **_: Consumer(network(), settings),
         KafkaError=KafkaError,
         KafkaException=KafkaException,
         TopicPartition=TopicPartition,
         Message=Message,
         IsolationLevel=SimpleNamespace(READ_COMMITTED=1),
+        TopicCollection=list,
     )

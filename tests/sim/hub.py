@@ -38,11 +38,13 @@ class Task:
 
     __slots__ = ("done", "let", "number", "process", "turn")
 
-    def __init__(self, number: int, process: Process, run: Callable[[], None]) -> None:
+    def __init__(
+        self, number: int, process: Process, run: Callable[[], None], parent: greenlet.greenlet
+    ) -> None:
         self.number, self.process = number, process
         self.turn = 0  # counts waits: a timer of an earlier one is stale
         self.done = False
-        self.let = greenlet.greenlet(run)
+        self.let = greenlet.greenlet(run, parent)
 
 
 class Hub:
@@ -56,6 +58,7 @@ class Hub:
         self._order = itertools.count()
         self._numbers = itertools.count(1)
         self.failed: BaseException | None = None
+        self._let = greenlet.getcurrent()
 
     # ---- time ------------------------------------------------------------------------------
 
@@ -87,7 +90,7 @@ class Hub:
 
     def _leave(self) -> None:
         task = self.current
-        greenlet.getcurrent().parent.switch()
+        self._let.switch()
         self.current = task
 
     # ---- tasks -----------------------------------------------------------------------------
@@ -106,7 +109,7 @@ class Hub:
                 task.done = True
                 process.tasks.pop(task.number, None)
 
-        task = Task(next(self._numbers), process, run)
+        task = Task(next(self._numbers), process, run, self._let)
         if process.alive:
             process.tasks[task.number] = task
             heapq.heappush(self._heap, (self.now_ns, next(self._order), task, 0))
@@ -218,6 +221,10 @@ class SimThreads:
         """A lock that lets others run while it is waited for."""
         return SimLock(self._hub)
 
+    def Semaphore(self) -> "SimSemaphore":  # noqa: N802
+        """A turn that one takes at a time."""
+        return SimSemaphore(self._hub)
+
     def Thread(  # noqa: N802
         self, target: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any
     ) -> "SimThread":
@@ -284,3 +291,35 @@ class SimLock:
 
     def __exit__(self, *_: object) -> None:
         self._held = False
+
+
+class SimSemaphore:
+    """One turn."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub, self._taken = hub, False
+
+    def acquire(self, *, blocking: bool = True, timeout: float = 1e9) -> bool:
+        """Take it. Whether that was possible in time."""
+        until = self._hub.seconds() + timeout
+        while self._taken and blocking and self._hub.seconds() < until:
+            self._hub.sleep(0.01)
+        if self._taken:
+            return False
+        self._taken = True
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._taken = False
+
+
+def waiting(hub: Hub) -> Callable[..., None]:
+    """What stands in for `concurrent.futures.wait` of one future."""
+
+    def wait(futures: list[Any], seconds: float) -> None:
+        until = hub.seconds() + seconds
+        while not futures[0].done() and hub.seconds() < until:
+            hub.sleep(0.005)
+
+    return wait

@@ -49,12 +49,9 @@ class Setup:
     intensity: float
     exactly_once: bool
     rollouts: tuple[tuple[float, str], ...]  # when, and to which version or back
+    # Where versions change or retention takes records, what a store confirmed must be there.
+    honest_store: bool
     spec: DetectorSpec
-
-    @property
-    def honest_store(self) -> bool:
-        """Where versions change, what a store confirmed must be there."""
-        return bool(self.rollouts)
 
 
 def setup(seed: int) -> Setup:
@@ -90,7 +87,8 @@ def setup(seed: int) -> Setup:
     return Setup(
         seed, partitions, lanes, 1 + chance.below(lanes), 1 + chance.below(2),
         45 + chance.below(25), 2 + chance.below(2), quiet_s, quiet_s + 1.0,
-        (0.3, 1.0, 1.0, 2.5)[chance.below(4)], chance.below(10) > 0, tuple(rollouts), spec,
+        (0.3, 1.0, 1.0, 2.5)[chance.below(4)], chance.below(10) > 0, tuple(rollouts),
+        bool(rollouts) or chance.below(2) == 0, spec,
     )  # fmt: skip
 
 
@@ -193,6 +191,8 @@ class Weather:
         made = life.setup
         chance = Chance(made.seed, "weather")
         kinds = [kind for kind in WORLD if chance.below(10) < 7]
+        if not made.honest_store:
+            kinds = [kind for kind in kinds if kind != "retention"]
         count = chance.below(1 + round(6 * made.intensity)) if kinds else 0
         for number in range(count):
             when = 0.5 + (made.quiet_s - 0.5) * chance.share()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from raywatch.actors import kafka, kafka_rules, lane, owner
+from raywatch.actors import kafka, kafka_rules, lane, owner, saving
 from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.owner import Owner, OwnerReport, Roster
 from raywatch.actors.pool import Members
@@ -25,7 +25,7 @@ from sim.broker import Broker
 from sim.client import KafkaException, Network, library
 from sim.client import AdminClient as SimAdmin
 from sim.faults import Plan
-from sim.hub import Hub, Process, SimClock, SimThreads
+from sim.hub import Hub, Process, SimClock, SimThreads, waiting
 from sim.scorers import SimMember, SimScorer
 from sim.store import SimStore
 
@@ -421,11 +421,7 @@ class Control:
         return found
 
 
-PATCHED = (
-    (kafka, "ck"), (kafka, "FAILURE"), (kafka, "AdminClient"), (kafka, "time"),
-    (kafka, "threading"), (kafka_rules, "time"), (kafka_rules, "threading"), (lane, "threading"),
-    (owner, "time"), (owner, "threading"), (owner, "_rss_bytes"),
-)  # fmt: skip
+MACHINE = ("ck", "FAILURE", "AdminClient", "time", "threading", "wait", "_rss_bytes")
 
 
 def put_in_place(world: World) -> Callable[[], None]:
@@ -433,17 +429,20 @@ def put_in_place(world: World) -> Callable[[], None]:
 
     Only the machine is replaced: clock, threads and the client library.
     """
-    kept = [(module, name, getattr(module, name)) for module, name in PATCHED]
-    threads = SimThreads(world.hub)
-    there: dict[tuple[Any, str], Any] = {
-        (kafka, "ck"): library(world.network),
-        (kafka, "FAILURE"): KafkaException,
-        (kafka, "AdminClient"): lambda settings: SimAdmin(world.network(), settings),
-        (owner, "_rss_bytes"): lambda: 0,
+    there: dict[str, Any] = {
+        "ck": library(world.network),
+        "FAILURE": KafkaException,
+        "AdminClient": lambda settings, **_: SimAdmin(world.network(), settings),
+        "time": world.clock,
+        "threading": SimThreads(world.hub),
+        "wait": waiting(world.hub),
+        "_rss_bytes": lambda: 0,
     }
+    modules = (kafka, kafka_rules, lane, owner, saving)
+    found = [(module, name) for module in modules for name in MACHINE if hasattr(module, name)]
+    kept = [(module, name, getattr(module, name)) for module, name in found]
     for module, name, _ in kept:
-        default = world.clock if name == "time" else threads
-        setattr(module, name, there.get((module, name), default))
+        setattr(module, name, there[name])
 
     def take_away() -> None:
         for module, name, value in kept:
