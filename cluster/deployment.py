@@ -17,6 +17,7 @@ from raywatch.cluster import assign
 from raywatch.cluster.config import Config, Pool
 from raywatch.cluster.connect import no_topic, sample_fields
 from raywatch.cluster.growth import added
+from raywatch.cluster.insecure import of_config
 from raywatch.cluster.page_spec import PageSpec
 from raywatch.models.artifact import Artifact, pack
 from raywatch.models.errors import Refused
@@ -121,6 +122,7 @@ def prepare(
             for topic in (each.spec.alerts, each.spec.rejects):
                 _create(log, topic, topics, ALERT_TOPIC)
         _create(log, config.audit, topics, AUDIT_TOPIC)
+    notes += [f"insecure: {risk.words}" for risk in of_config(config)]
     mode = "it was asked to do without" if spec.exactly_once is False else _mode(log)
     if mode:
         notes.append(f"no transactions here ({mode}): at least once, with deterministic alert ids")

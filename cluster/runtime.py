@@ -9,13 +9,14 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray._private.worker as ray_worker
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
@@ -33,21 +34,34 @@ from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 CONNECT_S = 30.0
 KNOCK_S = 5.0
 CALL_S = 20.0
+CLUSTERED: bool = ray_constants.ENABLE_RAY_CLUSTER  # whether Ray has clusters on this platform
 
 
 def start_local(cpus: int) -> None:
-    """A Ray of our own on this machine, for `run`, `demo` and tests."""
+    """A Ray of our own on this machine and for it alone, for `run`, `demo` and tests.
+
+    It listens on loopback, and asks for the token in ~/.ray/auth_token, which Ray makes.
+    """
     _quiet()
+    _on_loopback(alone=True)
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, namespace=actors.NAMESPACE,
     )  # fmt: skip
+    _keep_token()
+
+
+def _keep_token() -> None:
+    """Ray makes its token readable by everybody (2.60)."""
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 def connect(address: str) -> None:
     """Join a running cluster, with the token of this machine if it has one. Raises Unreachable."""
     _quiet()
     try:
+        _on_loopback(alone=_is_alone(address))
         _knock(address)
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR,
@@ -98,6 +112,31 @@ def joined() -> bool:
 def leave() -> None:
     """Leave the cluster; a local one ends."""
     ray.shutdown()
+    _on_loopback(alone=False)
+
+
+def _on_loopback(*, alone: bool) -> None:
+    """Whether Ray is for this machine alone: it then listens on 127.0.0.1, and nowhere else.
+
+    Elsewhere it takes 127.0.0.1 for the machine's address among others. Ray has this for Windows
+    and macOS, as a constant here (2.60) and as a variable for the processes that it starts.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = CLUSTERED and not alone
+    if alone:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    elif CLUSTERED:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "1"
+
+
+def _is_alone(address: str) -> bool:
+    """Whether the cluster there listens on loopback only, as `start_local` makes it."""
+    finder: Any = services.find_gcs_addresses  # it remembers what it found
+    finder.cache_clear()
+    found: str | None = address
+    if address == "auto":
+        found = services.get_ray_address_from_environment(address, None)
+    host, _, port = (found or "").rpartition(":")
+    return host in ("127.0.0.1", "localhost") and f"127.0.0.1:{port}" in finder()
 
 
 def _quiet() -> None:

@@ -21,6 +21,11 @@ class Settings(BaseModel):
     )
 
 
+def variable(name: str) -> str:
+    """A variable that is no secret, "" where it is not set."""
+    return os.environ.get(name, "")
+
+
 class Secret(Settings):
     """Where a secret is kept; never the secret."""
 

@@ -13,7 +13,8 @@ import typer
 
 from raywatch.actors.ports import Bounds, Committed, Log, Partition
 from raywatch.actors.spec import DetectorSpec
-from raywatch.cluster.config import LOOPBACK, Config, load
+from raywatch.cluster import insecure
+from raywatch.cluster.config import Config, load
 from raywatch.cluster.growth import grown
 from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result
 from raywatch.models.errors import EXIT_CHANGE, EXIT_NO, EXIT_OK, EXIT_UNREACHABLE, RaywatchError
@@ -61,6 +62,7 @@ def check(
     """
     settings = load(config)
     findings = [ok(f"`{config}` is a valid config"), *locally(settings)]
+    findings += _insecure(settings, config)
     if settings.kafka.embedded:
         findings.append(ok("the log is embedded: there is no broker to ask"))
     elif offline:
@@ -103,10 +105,12 @@ def locally(config: Config) -> Iterator[Finding]:
             yield ok(f"{each.name}: model `{each.model}` is {artifact.version}")
         except RaywatchError as error:
             yield failed(error, f"{each.name}: ")
-    yield from _secrets(config)
-    yield from _insecure(config)
+    missing = list(_secrets(config))
+    yield from missing
+    if all(each.state == "ok" for each in missing):
+        yield from _wrong(config)
     relative = "://" not in config.store and not Path(config.store).expanduser().is_absolute()
-    if relative and _far(config):
+    if relative and insecure.far_brokers(config):
         yield warn(
             f"`store: {config.store}` lies below the working directory",
             "right for one machine; a cluster needs a folder or bucket that every node reaches",
@@ -118,6 +122,10 @@ def _secrets(config: Config) -> Iterator[Finding]:
         "kafka.security.password": config.kafka.security.password,
         "kafka.security.key_password": config.kafka.security.key_password,
         "page.token": config.page.token,
+        **{
+            f"detectors.{each.name}.record.pseudonym_key": each.record.pseudonym_key
+            for each in config.detectors
+        },
     }
     for path, secret in named.items():
         if secret is None:
@@ -139,35 +147,22 @@ def _secrets(config: Config) -> Iterator[Finding]:
             )
 
 
-def _insecure(config: Config) -> Iterator[Finding]:
-    far = _far(config)
-    protocol = config.kafka.security.protocol
-    if far and protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
-        yield warn(
-            f"`{far[0]}` is spoken to in clear text ({protocol})",
-            "`kafka.security.protocol: SASL_SSL`, unless the network is yours alone",
-        )
-    for name, value in config.kafka.settings.items():
-        loose = {
-            "enable.ssl.certificate.verification": "false",
-            "ssl.endpoint.identification.algorithm": "none",
-        }
-        if str(value).lower() == loose.get(name):
-            yield warn(f"`{name}: {value}`: whoever answers is believed to be the broker")
-    if config.page.host not in LOOPBACK:
-        yield warn(
-            f"the page listens at {config.page.host} without TLS, its token travels in clear text",
-            "put a proxy with TLS in front of it, or `page.host: 127.0.0.1` and a tunnel",
-        )
+def _wrong(config: Config) -> Iterator[Finding]:
+    """Secrets that are there, but cannot do."""
+    from raywatch.cluster.page_listen import tls
+
+    try:
+        for each in config.detectors:
+            config.disguised(config.spec(each.name, unsettled=True))
+        tls(config.page.spec())
+    except RaywatchError as error:
+        yield failed(error)
 
 
-def _far(config: Config) -> list[str]:
-    """Brokers that are not on this machine."""
-    if config.kafka.embedded:
-        return []
-    brokers = config.kafka.bootstrap.split(",")
-    hosts = [each.strip().rpartition(":")[0].strip("[]") for each in brokers]
-    return [each for each in hosts if each not in LOOPBACK]
+def _insecure(config: Config, path: str) -> Iterator[Finding]:
+    machine = insecure.look(config, Path(path))
+    for risk in (*insecure.of_config(config), *insecure.of_machine(machine)):
+        yield warn(risk.words, risk.hint)
 
 
 def _remotely(config: Config) -> Iterator[Finding]:
