@@ -114,6 +114,7 @@ class Reader:
             tail.close()
 
     def _round(self) -> None:
+        self._flush()  # first: what happened is told although offsets cannot be read
         for group, partitions in self._groups.items():
             bounds = self._log.bounds(partitions)
             committed = self._log.committed(group, partitions)
@@ -132,7 +133,6 @@ class Reader:
             self._grown_t = self._clock.monotonic()
             watched = [p for partitions in self._groups.values() for p in partitions]
             self.growth = unwatched(watched, self._log.topics())
-        self._flush()
         self._read_alerts()
 
     def _flush(self) -> None:

@@ -23,7 +23,7 @@ from raywatch.cluster import runtime
 from raywatch.cluster.drills.faults import Fault
 from raywatch.cluster.drills.story import TELL_S, Story
 
-GIVE_UP_S = 100.0  # lanes that did not speak for so long are taken to be lost
+GIVE_UP_S = 75.0  # lanes that did not speak for so long are taken to be lost
 ADDED = 2  # partitions at a time
 HOUR_S = 3_600.0
 

@@ -367,6 +367,22 @@ class Rig:
         until(look, 60.0, f"one {kind} that lives")
         return found
 
+    def tell(self) -> None:
+        """What everybody says, to stderr: for who has to find out why lanes stay silent."""
+        for heard in self.watcher.heard[-15:]:
+            print(f"  journal {heard.at_s:.1f}: {heard.words}", file=sys.stderr)
+        for look in self.asker.looks[-3:]:
+            print(f"  status {look.at_s:.1f}: {look.state}: {look.words}", file=sys.stderr)
+        try:
+            posts = runtime.call(runtime.supervisor(), "posts", timeout_s=10.0)
+        except RaywatchError as error:
+            print(f"  {error.message}", file=sys.stderr)
+            return
+        for name, post in sorted(posts.items()):
+            for lane in getattr(post["report"], "lanes", ()):
+                said = f"{lane.state}: {lane.words}, {lane.records} records, {lane.commits} commits"
+                print(f"  {name} lane {lane.lane} {said}", file=sys.stderr)
+
     # ---- brokers -----------------------------------------------------------------------------
 
     def admin(self) -> Any:

@@ -78,6 +78,8 @@ class Row(threading.Thread):
                 story = self._doer.do(fault)
                 self.stories.append(story)
                 _say(f"{self.name:9} {fault.name:19} {story.target:24.24} {_figures(story)}")
+                if story.back_s is None:
+                    self._doer.rig.tell()
         except BaseException:
             self.error = traceback.format_exc()
 
