@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import confluent_kafka as ck
@@ -23,8 +23,10 @@ import numpy as np
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from raywatch.actors import kafka_rules as rules
+from raywatch.actors import kafka_security as security
 from raywatch.actors.fetching import Gathered
 from raywatch.actors.kafka_rules import ANSWER_S, CALL_S
+from raywatch.actors.kafka_security import Brokers, Right, Rights
 from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition, Source
 from raywatch.models.errors import Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import I32
@@ -35,7 +37,6 @@ Offsets = Mapping[Partition, Committed]
 FAILURE = ck.KafkaException
 LOOKER = "raywatch.look"  # Who reads without a group: librdkafka aborts on an empty one.
 CHUNK = 500  # Messages alive at once: the garbage collector walks each of them.
-PROBE = "raywatch.probe"  # One id for ever: brokers remember each for a week.
 
 
 def _asked(partitions: Iterable[Partition]) -> list[ck.TopicPartition]:
@@ -53,39 +54,6 @@ def _checked(answers: list[ck.TopicPartition]) -> list[ck.TopicPartition]:
     return answers
 
 
-class _Writer:
-    """A producer, the topics it knows and the records it could not deliver."""
-
-    def __init__(self, log: "KafkaLog", **fixed: Any) -> None:
-        failed = self.failed = list[tuple[str, ck.KafkaError]]()  # at most one entry a record
-        self._known: set[str] = set()
-
-        def undelivered(error: ck.KafkaError, message: Any) -> None:
-            failed.append((message.topic(), error))
-
-        fixed |= {**rules.WRITER_RULES, "on_delivery": undelivered}
-        self.client: Any = ck.Producer(log.settings(rules.WRITER, fixed))
-
-    def produce(self, out: Sequence[Out], deadline: float) -> None:
-        """Queue records, waiting while the queue is full. Raises KafkaException, and notes it."""
-        for topic in {o.topic for o in out} - self._known:
-            # Left to itself the client asks at its next full second.
-            self.client.list_topics(topic, rules.left(deadline))
-            self._known.add(topic)
-        for topic, key, value, headers in map(attrgetter("topic", "key", "value", "headers"), out):
-            while True:
-                try:
-                    self.client.produce(topic, value, key, headers=list(headers) or None)
-                    break
-                except BufferError:
-                    if time.monotonic() > deadline:
-                        raise FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT)) from None
-                    self.client.poll(rules.PAUSE_S)
-                except FAILURE as raised:
-                    self.failed.append((topic, raised.args[0]))
-                    raise
-
-
 class KafkaSource:
     """Reads the partitions of one lane."""
 
@@ -94,23 +62,17 @@ class KafkaSource:
     ) -> None:
         self._log, self._group, self._keys = log, group, keys
         self._partitions = tuple(partitions)
-        self._ear = rules.Ear(log.bootstrap)
+        self._ear = log.ear()
         fixed = {**rules.READER_RULES, "group.id": group or LOOKER, "error_cb": self._ear}
-        self._consumer: Any = ck.Consumer(log.settings(rules.READER, fixed))
+        self._consumer: Any = log.made(ck.Consumer, rules.READER, fixed)
         self._table = rules.table(self._partitions)
         # Plain tuples and Partitions are equal and hash alike.
         self._index: dict[tuple[str, int], int] = {p: i for i, p in enumerate(self._partitions)}
 
     def committed(self, deadline: float | None = None) -> dict[Partition, Committed]:
         """See `Source`; `deadline` is monotonic."""
-        deadline = deadline or time.monotonic() + rules.STABLE_S
-        asked, ask = _asked(self._partitions), self._consumer.committed
-        try:
-            answers = rules.patient(lambda wait: _checked(ask(asked, wait)), deadline, FAILURE)
-        except FAILURE as raised:
-            self._ear.hear(self._consumer)
-            return rules.not_said(raised.args[0], self._group)
-        return rules.found(answers)
+        wait_s = deadline - time.monotonic() if deadline else rules.STABLE_S
+        return self._log.told(self._consumer, self._ear, self._group, self._partitions, wait_s)
 
     def bounds(self) -> dict[Partition, Bounds]:
         """See `Source`."""
@@ -139,7 +101,7 @@ class KafkaSource:
             full = len(messages) == want
             # A KafkaError is true: one pass in C says that there is none, as nearly always.
             if any(map(ck.Message.error, messages)):
-                messages = self._without_errors(messages)
+                messages = rules.sifted(messages, self._log.rights, self._group)
             if count := len(messages):
                 stamps = map(itemgetter(1), map(ck.Message.timestamp, messages))
                 gathered.add(
@@ -192,29 +154,14 @@ class KafkaSource:
         where = zip(map(ck.Message.topic, messages), numbers, strict=True)
         return np.fromiter(map(self._index.__getitem__, where), np.int32, count)
 
-    def _without_errors(self, messages: list[Any]) -> list[Any]:
-        """Drop what the client can live with; raises for the rest."""
-        for message in messages:
-            error = message.error()
-            if error is None or error.retriable():
-                continue
-            partition = Partition(message.topic() or "?", message.partition() or 0)
-            if error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
-                raise rules.gone(partition, message.offset(), error.str())
-            if error.name() in rules.RIGHTS:
-                raise rules.refused(error, partition.topic)
-            if error.name() not in rules.AGAIN:
-                raise LaneLost(f"reading `{partition}` ended: {error.str()}")
-        return [m for m in messages if m.error() is None]
-
 
 class KafkaSink:
     """Writes and commits for one lane. After any error it is spent."""
 
     def __init__(self, log: "KafkaLog", lane: str, group: str, *, exactly_once: bool) -> None:
         self._log, self._lane, self._group = log, lane, group
-        self._exactly_once, self._ear = exactly_once, rules.Ear(log.bootstrap)
-        self._writer: _Writer | None = None
+        self._exactly_once, self._ear = exactly_once, log.ear()
+        self._writer: rules.Writer | None = None
         self._since: float | None = None
         self._deadline = 0.0
 
@@ -230,6 +177,7 @@ class KafkaSink:
     def open(self) -> None:
         """See `Sink`."""
         if (error := self.attempt()) is not None:
+            self.refuse(error)
             raise rules.not_opened(error, self._lane)
 
     def attempt(self) -> ck.KafkaError | None:
@@ -238,14 +186,15 @@ class KafkaSink:
         fixed: dict[str, Any] = {"error_cb": self._ear}
         if self._exactly_once:
             fixed |= {"transactional.id": self._lane, "transaction.timeout.ms": int(CALL_S * 1000)}
-        writer = _Writer(self._log, **fixed)
+        writer = self._log.writer(**fixed)
         self._deadline = time.monotonic() + rules.OPEN_S
         try:
             if self._exactly_once:
-                self._repeat(writer.client.init_transactions)
+                hear = partial(self._ear.hear, writer.client)
+                self._repeat(writer.client.init_transactions, hear)
         except FAILURE as raised:
-            self._call(writer.client.poll, 0)  # lets the ear hear
-            self._ear.check()
+            with suppress(FAILURE):  # a fatal error is raised again here
+                self._ear.hear(writer.client)
             return raised.args[0]
         self._writer = writer
         return None
@@ -268,7 +217,8 @@ class KafkaSink:
             else:
                 self._flush(writer, offsets, source)
         except FAILURE as raised:
-            raise self._spent(writer, raised.args[0]) from raised
+            topics = [o.topic for o in out], [p.topic for p in offsets]
+            raise self._spent(writer, raised.args[0], *topics) from raised
         except SystemError as raised:  # flush() of a producer that failed fatally, some releases
             raise LaneLost(f"lane `{self._lane}`: the client broke: {raised}") from raised
         self._writer = writer
@@ -278,13 +228,13 @@ class KafkaSink:
         writer, self._writer = self._writer, None
         rules.end(writer)
 
-    def _commit(self, writer: _Writer, offsets: Offsets, source: KafkaSource) -> None:
+    def _commit(self, writer: rules.Writer, offsets: Offsets, source: KafkaSource) -> None:
         client, theirs, group = writer.client, _offsets(offsets), source.group_metadata()
         if offsets:
             self._repeat(lambda wait: client.send_offsets_to_transaction(theirs, group, wait))
         self._repeat(client.commit_transaction)
 
-    def _flush(self, writer: _Writer, offsets: Offsets, source: KafkaSource) -> None:
+    def _flush(self, writer: rules.Writer, offsets: Offsets, source: KafkaSource) -> None:
         """At least once: everything is written before anything is committed."""
         waiting = self._call(writer.client.flush, rules.left(self._deadline))
         if writer.failed or waiting:
@@ -300,10 +250,12 @@ class KafkaSink:
         finally:
             self._since = None
 
-    def _repeat(self, function: Callable[[float], Any]) -> None:
-        rules.patient(lambda wait: self._call(function, wait), self._deadline, FAILURE)
+    def _repeat(self, function: Callable[[float], Any], hear: Any = None) -> None:
+        rules.patient(lambda wait: self._call(function, wait), self._deadline, FAILURE, hear)
 
-    def _spent(self, writer: _Writer, error: ck.KafkaError) -> Exception:
+    def _spent(
+        self, writer: rules.Writer, error: ck.KafkaError, *topics: Sequence[str]
+    ) -> Exception:
         """Clean up after a failed transaction; what it means for the lane."""
         faults: list[rules.Fault] = [error]
         try:
@@ -314,7 +266,17 @@ class KafkaSink:
         except FAILURE as raised:
             faults.append(raised.args[0])
         self._ear.check()
-        return rules.spent(self._lane, faults, list(writer.failed))
+        what = rules.spent(self._lane, faults, writer.failed)
+        for fault in () if isinstance(what, Fenced) else (*(f for _, f in writer.failed), *faults):
+            self.refuse(fault, *topics)
+        return what
+
+    def refuse(self, fault: rules.Fault, written: Sequence[str] = (), read: Any = ()) -> None:
+        """Raises ConfigError if a right is missing to take the lane, or to commit these topics."""
+        among = security.candidates(
+            fault.name(), self._group, read, taken=self._lane, written=written
+        )
+        self._log.rights.check(fault, *among)
 
 
 class KafkaLog:
@@ -332,11 +294,13 @@ class KafkaLog:
         self._settings = dict(settings or {})
         self._exactly_once = exactly_once
         self._lock = threading.Lock()
-        self._ear = rules.Ear(bootstrap)
+        self.ear = partial(rules.Ear, bootstrap, self._settings)  # each client has its own
+        self._ear = self.ear()
+        self.rights = Rights(bootstrap, security.principal(self._settings), self.held)
         self._client: Any = None  # Kept: answers never arrive once it is collected.
         self._lookers: dict[str, Any] = {}
         self._writing = threading.Lock()
-        self._writer: _Writer | None = None
+        self._writer: rules.Writer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(KafkaLog, exactly_once=self._exactly_once), (self.bootstrap, self._settings)
@@ -347,6 +311,19 @@ class KafkaLog:
     def settings(self, tuned: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of one client: `tuned` may be overridden by the user's, `fixed` not."""
         return {**tuned, **self._settings, **fixed, "bootstrap.servers": self.bootstrap}
+
+    def writer(self, **fixed: Any) -> rules.Writer:
+        """A producer of its own."""
+        make = partial(self.made, ck.Producer, rules.WRITER)
+        return rules.Writer(make, fixed, FAILURE, FAILURE(ck.KafkaError(ck.KafkaError._TIMED_OUT)))
+
+    def made(self, kind: Callable[..., Any], tuned: Mapping[str, Any], fixed: Any) -> Any:
+        """A client. Raises ConfigError where it cannot be made of these settings."""
+        settings = self.settings(tuned, fixed)
+        try:
+            return kind(settings, logger=rules.QUIET)
+        except FAILURE as raised:
+            raise security.unmade(raised.args[0], settings) from None
 
     def source(
         self, group: str, partitions: Sequence[Partition], *, keys: bool = False
@@ -362,67 +339,81 @@ class KafkaLog:
         return KafkaSink(self, lane, group, exactly_once=self._exactly_once)
 
     def probe(self) -> str | None:
-        """None where transactions work, else why not. Raises Unreachable, ConfigError.
-
-        Only a clear refusal is a no: a coordinator that is slow today is Unreachable.
-        """
-        if (error := KafkaSink(self, PROBE, PROBE, exactly_once=True).attempt()) is None:
+        """None where transactions work, else why not (a clear no). Raises RaywatchError."""
+        sink = KafkaSink(self, security.PROBE, "", exactly_once=True)
+        if (error := sink.attempt()) is None:
             return None
+        sink.refuse(error)
         if rules.passing(error):
-            raise rules.not_opened(error, PROBE)
+            raise rules.not_opened(error, security.PROBE)
         return f"{error.name()}: {error.str()}"
 
     def topics(self) -> dict[str, int]:
         """See `Log`; without internal topics."""
+        admin = self._admin
         with self._answered("topics"):
-            found = self._admin.list_topics(timeout=ANSWER_S).topics
+            ask, hear = lambda wait: admin.list_topics(timeout=wait), partial(self._ear.hear, admin)
+            found = rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE, hear).topics
         return {t: len(m.partitions) for t, m in found.items() if not t.startswith("__")}
 
     def create(self, topic: str, partitions: int, settings: Settings = None) -> None:
         """See `Log`. Replication is what the brokers' `default.replication.factor` says."""
         wish = NewTopic(topic, partitions, -1, config=dict(settings or {}))
-        with self._answered(topic, but=ck.KafkaError.TOPIC_ALREADY_EXISTS):
+        right, there = Right("topic", topic, "Create"), ck.KafkaError.TOPIC_ALREADY_EXISTS
+        with self._answered(topic, but=there, right=right):
             _answer(self._admin.create_topics([wish], request_timeout=ANSWER_S)[topic])
-        deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline:
+        for _ in rules.tries(ANSWER_S):
             with self._answered(topic):
-                found = self._admin.list_topics(timeout=ANSWER_S).topics.get(topic)
-            if found and found.partitions and min(p.leader for p in found.partitions.values()) >= 0:
-                return
-            time.sleep(rules.PAUSE_S)
+                if rules.led(self._admin.list_topics(timeout=ANSWER_S).topics.get(topic)):
+                    return
+        self.rights.ask(Right("topic", topic, "Write"), "it was made, and cannot be seen")
         raise Unreachable(f"topic `{topic}` has no leader after {ANSWER_S:.0f} s")
 
     def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, Bounds]:
         """See `Log`. Raises Unreachable where nobody answers for any partition."""
-        found: list[dict[Partition, int]] = []
-        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()) if partitions else ():
-            futures = self._admin.list_offsets(
+        found, left = dict[Partition, Bounds](), list(partitions)
+        deadline = time.monotonic() + ANSWER_S
+        while left:
+            answers, left = self._bounds(left)
+            found |= answers
+            if time.monotonic() + rules.PAUSE_S > deadline:
+                break
+            time.sleep(rules.PAUSE_S if left else 0.0)
+        if left and not found:
+            raise self._silent()
+        return found
+
+    def _bounds(self, partitions: Sequence[Partition]) -> rules.Ends:
+        """Ask once; the partitions of which nobody said anything come second.
+
+        A question to a broker that just died is not taken to its heir: better to ask anew, soon.
+        """
+        asked = [
+            self._admin.list_offsets(
                 dict.fromkeys(_asked(partitions), spec),
                 isolation_level=ck.IsolationLevel.READ_COMMITTED,
-                request_timeout=ANSWER_S,
+                request_timeout=rules.ASK_S,
             )
-            offsets, silent = dict[Partition, int](), 0
-            for asked, future in futures.items():
-                try:
-                    offsets[Partition(asked.topic, asked.partition)] = _answer(future).offset
-                except FAILURE as raised:
-                    silent += rules.passing(raised.args[0])
-            found.append(offsets)
-            if silent == len(futures):
-                raise self._silent()
-        return {p: Bounds(*(f[p] for f in found)) for p in partitions if all(p in f for f in found)}
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        ]
+        return rules.ends(partitions, asked, _answer, FAILURE)
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
         """See `Log`."""
         if not partitions:
             return {}
-        ask = partial(self._looker(group).committed, _asked(partitions))
-        try:
-            return rules.found(rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE))
-        except FAILURE as raised:
-            if rules.passing(raised.args[0]):
-                raise self._silent() from raised
-            return rules.not_said(raised.args[0], group)
+        return self.told(self._looker(group), self._ear, group, partitions, ANSWER_S)
+
+    def told(
+        self, consumer: Any, ear: rules.Ear, group: str, asked: Sequence[Partition], wait_s: float
+    ) -> dict[Partition, Committed]:
+        """What a group committed. Raises Unreachable, ConfigError."""
+        where = _asked(asked)
+        among = partial(security.candidates, group=group, read=[p.topic for p in asked])
+        hearing = rules.Hearing(ear, consumer, self.rights, among)
+        return rules.told(
+            lambda wait: _checked(consumer.committed(where, wait)), hearing, wait_s, FAILURE
+        )
 
     def members(self, group: str) -> list[str]:
         """See `Log`."""
@@ -434,7 +425,10 @@ class KafkaLog:
             states = {g.group_id: g.state.name for g in _answer(listed).valid}
             return found or rules.unnamed(states.get(group, "EMPTY"))
 
-        with self._answered(group):  # a broker that never had a group has no coordinator at first
+        read = Right("group", group, "Read")
+        with self._answered(
+            group, right=read
+        ):  # a broker that never had a group has no coordinator at first
             return rules.patient(ask, time.monotonic() + ANSWER_S, FAILURE)
 
     def write(self, out: Sequence[Out]) -> None:
@@ -442,14 +436,8 @@ class KafkaLog:
         deadline = time.monotonic() + CALL_S
         with self._writing:
             # Kept again if nothing fails: only then is it known what it holds.
-            writer, self._writer = self._writer or _Writer(self, error_cb=self._ear), None
-            waiting = len(out)
-            with suppress(FAILURE, SystemError):  # judged by what was not delivered
-                writer.produce(out, deadline)
-                waiting = writer.client.flush(rules.left(deadline))
-            if writer.failed and writer.failed[0][1].name() in rules.UNWRITABLE:
-                raise rules.unwritable(*writer.failed[0])
-            if writer.failed or waiting:
+            writer, self._writer = self._writer or self.writer(error_cb=self._ear), None
+            if not writer.delivered(out, deadline, self.rights):
                 raise self._ear.silent(CALL_S)
             self._writer = writer
 
@@ -464,7 +452,7 @@ class KafkaLog:
     def _admin(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = AdminClient(self.settings(rules.CLIENT, {"error_cb": self._ear}))
+                self._client = self.made(AdminClient, rules.CLIENT, {"error_cb": self._ear})
             return self._client
 
     def _looker(self, group: str) -> Any:
@@ -472,15 +460,24 @@ class KafkaLog:
         fixed = {**rules.LOOKER_RULES, "group.id": group, "error_cb": self._ear}
         with self._lock:
             if group not in self._lookers:  # as many as there are detectors
-                self._lookers[group] = ck.Consumer(self.settings(rules.CLIENT, fixed))
+                self._lookers[group] = self.made(ck.Consumer, rules.CLIENT, fixed)
             return self._lookers[group]
+
+    def held(self, wanted: Iterable[Right]) -> dict[Right, bool | None]:
+        """Which of these rights there are; see `kafka_security.held`. Fences no lane."""
+        asker = Brokers(
+            self._admin, _answer, FAILURE, ck.TopicCollection, partial(NewTopic, num_partitions=1),
+            lambda lane: KafkaSink(self, lane, lane, exactly_once=True).attempt(), ANSWER_S,
+        )  # fmt: skip
+        with self._answered("rights"):
+            return security.held(asker, wanted)
 
     def _silent(self) -> Unreachable:
         self._admin.poll(0)  # lets the ear hear
         return self._ear.silent(ANSWER_S)
 
     @contextmanager
-    def _answered(self, name: str, *, but: int | None = None) -> Generator[None]:
+    def _answered(self, name: str, but: Any = None, right: Any = None) -> Generator[None]:
         """Turns the client's errors into ours; the code `but` is no error."""
         try:
             yield
@@ -488,6 +485,8 @@ class KafkaLog:
             error: ck.KafkaError = raised.args[0]
             if rules.passing(error):
                 raise self._silent() from raised
+            if right is not None:
+                self.rights.check(error, right)
             if error.code() != but:
                 raise rules.refused(error, name) from raised
 

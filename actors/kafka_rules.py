@@ -5,26 +5,36 @@ and group rights look like time-outs. So `Ear` listens to what the client says o
 hints name the right that may be missing. Errors are known by the names the client gives them.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from raywatch.actors.ports import Bounds, Committed, Partition
+from raywatch.actors.kafka_security import Fault, Right, Rights, brief, candidates, distrust
+from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, RaywatchError, Unreachable
 from raywatch.models.scorer import I32
 
 T = TypeVar("T")
+Ends = tuple[dict[Partition, Bounds], list[Partition]]  # and of whom nobody knows for now
 
 ANSWER_S = 10.0  # One administrative question, retries included.
+ASK_S = 2.0  # Where the ends of partitions are: one try, of several within ANSWER_S.
 OPEN_S = 20.0  # Taking a lane: electing a coordinator anew takes up to ~15 s.
 STABLE_S = 30.0  # Waiting for committed offsets: a dead holder's transaction ends after 20 s.
 CALL_S = 20.0  # One transaction, from begin to durable.
 ABORT_S = 5.0  # Undoing one that failed.
 PAUSE_S = 0.05  # Between two tries.
 STREAK_S = 15.0  # Reports that are further apart are not about the same trouble.
+SLICE_S = 1.0  # First wait of a call that is repeated: then the client's reports are heard.
+
+# The client's own log goes nowhere: all that matters in it comes as an error, too.
+QUIET = logging.Logger("raywatch.kafka", logging.CRITICAL + 1)
 
 CLIENT = {"log_level": 2, "socket.timeout.ms": 10_000, "reconnect.backoff.max.ms": 1_000}
 READER = {
@@ -70,11 +80,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 TURNED_AWAY = _names("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED")
-RIGHTS = _names(
-    "TOPIC_AUTHORIZATION_FAILED GROUP_AUTHORIZATION_FAILED CLUSTER_AUTHORIZATION_FAILED "
-    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED"
-)
-UNWRITABLE = RIGHTS | _names(
+UNWRITABLE = _names(
     "UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION TOPIC_EXCEPTION MSG_SIZE_TOO_LARGE "
     "INVALID_RECORD"
 )
@@ -96,22 +102,6 @@ def table(partitions: Sequence[Partition]) -> I32 | None:
     return indices
 
 
-class Fault(Protocol):
-    """The part of the client's error that is judged here."""
-
-    def name(self) -> str:
-        """Such as `_TIMED_OUT`; a leading underscore: the client's own, not a broker's."""
-        ...
-
-    def str(self) -> str:
-        """A sentence."""
-        ...
-
-    def retriable(self) -> bool:
-        """Whether the client says that the same call may succeed later."""
-        ...
-
-
 def passing(fault: Fault) -> bool:
     """Whether it may go away by itself."""
     return fault.retriable() or fault.name() in AGAIN
@@ -130,20 +120,40 @@ def again(fault: Fault, deadline: float) -> bool:
     return True
 
 
-def patient(ask: Callable[[float], T], deadline: float, failure: type[Exception]) -> T:
+def patient(
+    ask: Callable[[float], T],
+    deadline: float,
+    failure: type[Exception],
+    hear: Callable[[], object] | None = None,
+) -> T:
     """Repeat the very same call until it succeeds, fails for good or time is over.
 
     Args:
-        ask: the call; gets the seconds that are left.
+        ask: the call; gets the seconds that it may take.
         deadline: monotonic.
         failure: what the client raises, with a Fault as its first argument; the last one stays.
+        hear: called between two tries; may raise what ends them.
     """
+    # Twice as long each time: brokers that are slow today still get to answer.
+    wait = SLICE_S if hear else float("inf")
     while True:
         try:
-            return ask(left(deadline))
+            return ask(min(wait, left(deadline)))
         except failure as raised:
+            if hear and passing(raised.args[0]):
+                hear()
             if not again(raised.args[0], deadline):
                 raise
+            wait *= 2
+
+
+def tries(wait_s: float) -> Iterator[None]:
+    """Try after try, with a pause between two, until time is over; at least one."""
+    deadline = time.monotonic() + wait_s
+    yield
+    while time.monotonic() + PAUSE_S < deadline:
+        time.sleep(PAUSE_S)
+        yield
 
 
 def end(client: Any) -> None:
@@ -164,54 +174,151 @@ def found(answers: Iterable[Any]) -> dict[Partition, Committed]:
     }
 
 
+# A client that is hung up on guesses why: true of wrong protocols, and of brokers that stop.
+GUESSES = ("security.protocol", "PLAINTEXT broker listener", "SSL alert")
+GUESS_S = 2.0  # so it is believed once it is this old and nothing else was heard
+NO_TOKENS = ("Failed to connect", "Could not", "Couldn't", "imed out", "imeout")
+CURES = {  # what the client's words are about, and what to change
+    "certificate verify failed": "`kafka.security.ca` must be the authority of the brokers, "
+    "`kafka.bootstrap` a name in their certificates",
+    "SSL alert": "these brokers want another `kafka.security.certificate`, or one at all",
+    "PLAINTEXT broker": "these brokers speak clear text: correct `kafka.security.protocol`",
+    "security.protocol": "do these brokers want TLS or SASL? correct `kafka.security.protocol`",
+    "OAUTHBEARER token": "check `kafka.security`: `token_url`, `username`, `password`, `scope`",
+    "invalid_token": "brokers do not accept this token: its issuer, audience or times",
+    "credentials": "check `kafka.security`: `username`, `password`, `mechanism`",
+    "mechanism": "correct `kafka.security.mechanism`",
+}
+
+
+class Writer:
+    """A producer, the topics it knows and the records it could not deliver."""
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        fixed: Mapping[str, Any],
+        failure: type[Exception],
+        late: Exception,
+    ) -> None:
+        """`make` makes a producer of settings; `late` is a `failure` that says so."""
+        self.failed: list[tuple[str, Fault]] = []  # at most one entry a record
+        self._known: set[str] = set()
+        self._failure, self._late = failure, late
+
+        def undelivered(fault: Fault, message: Any) -> None:
+            self.failed.append((message.topic(), fault))
+
+        self.client: Any = make({**fixed, **WRITER_RULES, "on_delivery": undelivered})
+
+    def produce(self, out: Sequence[Out], deadline: float) -> None:
+        """Queue records, waiting while the queue is full. Raises `failure`, and notes it."""
+        for topic in {o.topic for o in out} - self._known:
+            # Left to itself the client asks at its next full second.
+            self.client.list_topics(topic, left(deadline))
+            self._known.add(topic)
+        for topic, key, value, headers in map(attrgetter("topic", "key", "value", "headers"), out):
+            while True:
+                try:
+                    self.client.produce(topic, value, key, headers=list(headers) or None)
+                    break
+                except BufferError:
+                    if time.monotonic() > deadline:
+                        raise self._late from None
+                    self.client.poll(PAUSE_S)
+                except self._failure as raised:
+                    self.failed.append((topic, raised.args[0]))
+                    raise
+
+    def delivered(self, out: Sequence[Out], deadline: float, rights: Rights) -> bool:
+        """Write records; False if some are not known to be. Raises ConfigError."""
+        waiting = len(out)
+        with suppress(self._failure, SystemError):  # judged by what was not delivered
+            self.produce(out, deadline)
+            waiting = self.client.flush(left(deadline))
+        for topic, fault in self.failed[:1]:
+            rights.check(fault, Right("topic", topic, "Write"))
+            if fault.name() in UNWRITABLE:
+                raise unwritable(topic, fault)
+        return not self.failed and not waiting
+
+
 class Ear:
     """Hears what a client reports on the side: bad credentials, brokers that are down.
 
     One report may be a password that is being changed; clients try again every second or so.
     """
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, bootstrap: str, settings: Mapping[str, str]) -> None:
+        """`settings` of the client say what may be wrong."""
+        self._bootstrap, self._ca = bootstrap, settings.get("ssl.ca.location", "")
+        self._tokens = settings.get("sasl.oauthbearer.token.endpoint.url", "")
         self._last = ""
         self._final = ""
         self._since = self._at = float("-inf")  # begin and end of being turned away
+        self._guess = False
 
     def __call__(self, fault: Fault) -> None:
         """Called by the client, within its own calls."""
-        self._last = fault.str()
-        if fault.name() in TURNED_AWAY:
-            now = time.monotonic()
-            if now - self._at > STREAK_S:
-                self._since = now
-            self._final, self._at = fault.str(), now
+        said, name = fault.str(), fault.name()
+        if name == "_ALL_BROKERS_DOWN" and self._last:
+            return  # what was heard before says why
+        self._last, now = said, time.monotonic()
+        guess = name not in TURNED_AWAY
+        if guess and not any(each in said for each in GUESSES):
+            if self._guess:
+                self._at = float("-inf")  # brokers come or go: it was that
+            return
+        if now - self._at > STREAK_S:
+            self._since = now
+        self._final, self._at, self._guess = said, now, guess
+
+    @property
+    def heard(self) -> bool:
+        """Whether the client reported anything."""
+        return bool(self._last)
 
     def check(self, lasting_s: float = 0.0) -> None:
         """Raises ConfigError if the brokers turn this client away, for at least so long."""
-        if time.monotonic() - self._at < STREAK_S and self._at - self._since >= lasting_s:
-            raise ConfigError(
-                f"Kafka at `{self._bootstrap}` turned this client away: {self._final}",
-                hint="check `kafka.security`: protocol, user, password, certificate",
+        now = time.monotonic()
+        if now - self._at > STREAK_S or self._at - self._since < lasting_s:
+            return
+        if self._guess and now - self._since < GUESS_S:
+            return
+        if self._tokens and any(each in self._final for each in NO_TOKENS):
+            raise Unreachable(
+                f"no token for Kafka at `{self._bootstrap}`: {brief(self._final)}",
+                hint=f"does `kafka.security.token_url` answer? It is `{self._tokens}`",
             )
+        cure = next((cure for said, cure in CURES.items() if said in self._final), "")
+        why = distrust(self._final, self._ca) if "verify failed" in self._final else ""
+        raise ConfigError(
+            f"Kafka at `{self._bootstrap}` turned this client away: {why or brief(self._final)}",
+            hint=cure or "check `kafka.security`",
+        )
 
-    def hear(self, consumer: Any) -> None:
-        """The same, after letting a consumer that reads nothing yet report."""
-        if not consumer.assignment():  # it would hand out a record otherwise
-            consumer.poll(0)
+    def hear(self, client: Any) -> Fault | None:
+        """The same, after letting a client report; what a consumer reports without a record."""
+        said: Any = None
+        if not getattr(client, "assignment", list)():  # it would hand out a record otherwise
+            said = client.poll(0)
         self.check()
+        return None if said is None or isinstance(said, int) else said.error()
 
     def silent(self, waited_s: float) -> Unreachable:
         """The error for "nobody answered"; raises ConfigError if that is known to be why."""
         self.check()
+        hint = f"last heard: {brief(self._last)}" if self._last else "is the address right?"
+        if self._tokens and not self._last:  # the client asks the provider again and again
+            hint = f"or no token came: does `kafka.security.token_url` answer? `{self._tokens}`"
         return Unreachable(
-            f"no Kafka broker answered at `{self._bootstrap}` within {waited_s:.0f} s",
-            hint=f"last heard: {self._last}" if self._last else "is the address right?",
+            f"no Kafka broker answered at `{self._bootstrap}` within {waited_s:.0f} s", hint=hint
         )
 
 
 def refused(fault: Fault, name: str) -> ConfigError:
     """Brokers answered no, and will again."""
-    hint = "grant the right (ACL)" if fault.name() in RIGHTS else ""
-    return ConfigError(f"Kafka refuses `{name}`: {fault.str()}", hint=hint)
+    return ConfigError(f"Kafka refuses `{name}`: {fault.str()}")
 
 
 def foreign(group: str) -> ConfigError:
@@ -227,15 +334,91 @@ def unnamed(state: str) -> list[str]:
     return [] if state in ("EMPTY", "DEAD", "UNKNOWN") else [f"unnamed, {state.lower()}"]
 
 
-def not_said(fault: Fault, group: str) -> dict[Partition, Committed]:
-    """Nothing, for a group that never was; raises for any other reason not to be answered."""
-    if fault.name() == "GROUP_ID_NOT_FOUND":
-        return {}
-    if fault.name() in RIGHTS:
-        raise refused(fault, group)
-    raise Unreachable(
-        f"Kafka did not say what group `{group}` has committed: {fault.str()}",
-        hint=f"without READ on group `{group}` this looks the same: check the ACLs",
+class Hearing(NamedTuple):
+    """A client that is listened to, and the rights that its question needs."""
+
+    ear: Ear
+    client: Any
+    rights: Rights
+    among: Callable[[str], list[Right]]
+
+    def __call__(self, fault: Fault | None = None) -> None:
+        """Raises ConfigError if a right is missing, or brokers turned the client away."""
+        if (fault := fault or self.ear.hear(self.client)) is not None:
+            self.rights.check(fault, *self.among(fault.name()))
+
+
+def told(
+    ask: Callable[[float], Iterable[Any]],
+    hear: Hearing,
+    wait_s: float,
+    failure: type[Exception],
+) -> dict[Partition, Committed]:
+    """What a group committed. Raises Unreachable, ConfigError.
+
+    Without the right to see the group, the client asks for its coordinator for ever, and says so
+    on the side.
+    """
+    try:
+        return found(patient(ask, time.monotonic() + wait_s, failure, hear))
+    except failure as raised:
+        fault: Fault = raised.args[0]
+        if fault.name() == "GROUP_ID_NOT_FOUND":
+            return {}
+        hear(fault)
+        hear()
+        if passing(fault) and hear.ear.heard:
+            raise hear.ear.silent(wait_s) from raised
+        raise Unreachable(f"Kafka did not say what is committed: {fault.str()}") from raised
+
+
+def sifted(messages: Iterable[Any], rights: Rights, group: str) -> list[Any]:
+    """Messages that are records; raises for those that a reader cannot live with."""
+    kept: list[Any] = []
+    for message in messages:
+        error = message.error()
+        if error is None:
+            kept.append(message)
+            continue
+        name, partition = error.name(), Partition(message.topic() or "?", message.partition() or 0)
+        if error.retriable() or name in AGAIN:
+            continue
+        if name == "_AUTO_OFFSET_RESET":
+            raise gone(partition, message.offset(), error.str())
+        if name == "GROUP_AUTHORIZATION_FAILED" and not group:
+            continue  # who looks needs no group, the client only thinks so
+        rights.check(error, *candidates(name, group, [partition.topic]))
+        raise LaneLost(f"reading `{partition}` ended: {error.str()}")
+    return kept
+
+
+def ends(
+    partitions: Sequence[Partition],
+    asked: Iterable[Mapping[Any, Any]],
+    answer: Callable[[Any], Any],
+    failure: type[Exception],
+) -> Ends:
+    """Bounds out of two answers, the beginnings and the ends, and who said nothing for now."""
+    told: list[dict[Partition, int]] = []
+    silent: set[Partition] = set()
+    for futures in asked:
+        told.append({})
+        for each, future in futures.items():
+            partition = Partition(each.topic, each.partition)
+            try:
+                told[-1][partition] = answer(future).offset
+            except failure as raised:
+                if passing(raised.args[0]):
+                    silent.add(partition)
+    low, end = told
+    known = {p: Bounds(low[p], end[p]) for p in partitions if p in low and p in end}
+    return known, [p for p in partitions if p in silent]
+
+
+def led(topic: Any) -> bool:
+    """Whether each partition of a topic's description has a leader."""
+    return bool(topic and topic.partitions) and all(
+        each.leader >= 0 for each in topic.partitions.values()
     )
 
 
@@ -267,14 +450,12 @@ def unwritable(topic: str, fault: Fault) -> ConfigError:
     """A record cannot be written, now or later."""
     return ConfigError(
         f"topic `{topic}` cannot be written: {fault.str()}",
-        hint="create it, grant WRITE on it, or raise its `max.message.bytes`",
+        hint="create it, or raise its `max.message.bytes`",
     )
 
 
 def not_opened(fault: Fault, lane: str) -> RaywatchError:
-    """A lane could not be taken."""
-    if fault.name() in RIGHTS:
-        return refused(fault, lane)
+    """A lane could not be taken, rights apart."""
     if fault.name() in FENCED:
         return Fenced(f"lane `{lane}` was taken by another holder meanwhile: {fault.str()}")
     if passing(fault):
@@ -301,6 +482,4 @@ def spent(lane: str, faults: list[Fault], failed: list[tuple[str, Fault]]) -> Ra
     for topic, fault in failed:
         if fault.name() in UNWRITABLE:
             return unwritable(topic, fault)
-    if faults[0].name() in RIGHTS:
-        return refused(faults[0], lane)
     return LaneLost(f"lane `{lane}`: a transaction did not end well: {faults[0].str()}")
