@@ -20,13 +20,14 @@ from typing import Literal, cast
 
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models.decide import Episode
+from raywatch.models.decide import Episode, Forgotten
 from raywatch.models.missing import Silence
 from raywatch.models.scorer import F64
 
 SCHEMA = "raywatch.alert/1"
 ANOMALY = "anomaly"
 MISSING = "missing"
+FORGOTTEN = "key forgotten"  # a reason
 
 RunKind = Literal["live", "replay", "shadow", "drill"]
 State = Literal["open", "update", "resolved"]
@@ -99,6 +100,7 @@ class Alert:
     origin: Origin | None  # None in a file
     run_kind: RunKind
     window: Window | None = None
+    reason: str = ""  # why an incident ended, where it is not that things are as usual
 
     @property
     def id(self) -> str:
@@ -144,6 +146,8 @@ class Alert:
         }
         if encoding:
             fields["key_encoding"] = encoding
+        if self.reason:
+            fields["reason"] = self.reason
         body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return body.encode()
 
@@ -218,11 +222,13 @@ def from_silence(
     run_kind: RunKind | None = None,
 ) -> Alert:
     """A missing-data alert; `origin` is the record that showed it, often of another key."""
+    forgotten = silence.kind == "forgotten"
     return Alert(
         detector=spec.name,
         key=key,
         rule=MISSING,
-        state=cast(State, silence.kind),
+        state="resolved" if forgotten else cast(State, silence.kind),
+        reason=FORGOTTEN if forgotten else "",
         since_ms=silence.since_ms,
         at_ms=silence.at_ms,
         ordinal=0,
@@ -235,6 +241,41 @@ def from_silence(
         model=version,
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
+    )
+
+
+def from_forgotten(
+    spec: DetectorSpec,
+    key: bytes,
+    time_ms: int,
+    origin: Origin | None,
+    ended: Forgotten,
+    version: str,
+    *,
+    run_kind: RunKind | None = None,
+) -> Alert:
+    """The end of an incident whose key is forgotten; `origin` is the record that needed the room.
+
+    `time_ms` is that record's time.
+    """
+    return Alert(
+        detector=spec.name,
+        key=key,
+        rule=ANOMALY,
+        state="resolved",
+        since_ms=ended.since_ms,
+        at_ms=time_ms,
+        ordinal=ended.ordinal,
+        tail_probability=math.nan,
+        score=math.nan,
+        event_score=math.nan,
+        component=ended.component,
+        channels=(),
+        lag=0,
+        model=version,
+        origin=origin,
+        run_kind=run_kind or _kind_of(origin),
+        reason=FORGOTTEN,
     )
 
 
@@ -282,6 +323,9 @@ def _anomaly_words(alert: Alert) -> str:
     shown = [ranked[0], *(c for c in ranked[1:] if c.share >= 0.25)] if ranked else []
     readings = " and ".join(_reading(channel) for channel in shown)
     who = _shown(alert.key)
+    if alert.reason == FORGOTTEN:
+        began = _when(alert.since_ms)
+        return f"{who}, strange since {began}, is forgotten: its partition holds too many keys."
     if alert.state == "resolved":
         return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}: {readings}."
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
@@ -293,6 +337,8 @@ def _anomaly_words(alert: Alert) -> str:
 def _missing_words(alert: Alert) -> str:
     who, since = _shown(alert.key), _when(alert.since_ms)
     span = _span(alert.at_ms - alert.since_ms)
+    if alert.reason == FORGOTTEN:
+        return f"{who}, silent since {since}, is forgotten: its partition holds too many keys."
     if alert.state == "resolved":
         return f"{who} sends again after {span} without a record, silent since {since}."
     return f"{who} has sent nothing for {span}, since {since}, while other keys went on."

@@ -78,7 +78,7 @@ def backtest(
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
-            table = _table(flow, piece, batch, said)
+            table = _table(piece, batch, said)
             with _writing(output):
                 writer.write_table(table)
             if alerts is not None and said_to is not None:
@@ -137,7 +137,7 @@ def _alerts_file(path: Path) -> Generator[IO[bytes]]:
             file.close()
 
 
-def _table(flow: Flow, piece: FileBatch, batch: Batch, said: Said) -> pa.Table:
+def _table(piece: FileBatch, batch: Batch, said: Said) -> pa.Table:
     """The output rows of one batch, rejected records included."""
     size = piece.rows
     first = int(piece.first)
@@ -157,8 +157,10 @@ def _table(flow: Flow, piece: FileBatch, batch: Batch, said: Said) -> pa.Table:
         score[grouped] = said.decided.score
         p[grouped] = said.decided.p
         event[grouped] = said.decided.event
-        texts = {s: flow.keys.key(s).decode("utf-8", "replace") for s in batch.touched.tolist()}
-        keys[grouped] = np.array([texts[s] for s in batch.slots[batch.order].tolist()], object)
+        # Of the records, not of the flow: it may have forgotten a key by now.
+        firsts = batch.order[np.cumsum(batch.counts) - batch.counts].tolist()
+        texts = [records.key(first).decode("utf-8", "replace") for first in firsts]
+        keys[grouped] = np.repeat(np.array(texts, object), batch.counts)
         ts[at] = records.time_ms
         valid[at] = True
     for cause, entry in zip(said.causes, said.alerts, strict=True):

@@ -15,10 +15,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raywatch.actors.alerts import STEP_MS, WINDOW, Alert, Window, from_episode, from_silence
+from raywatch.actors.alerts import (
+    STEP_MS,
+    WINDOW,
+    Alert,
+    Window,
+    from_episode,
+    from_forgotten,
+    from_silence,
+)
 from raywatch.actors.checkpoint import Arrays, Snapshot
 from raywatch.actors.decode import decode
-from raywatch.actors.keys import KeyTable, group
+from raywatch.actors.keys import Gone, KeyTable, group
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
@@ -29,7 +37,7 @@ from raywatch.models.missing import Missing, Silence
 from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segments
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
-LAYOUT = 1  # Meaning of the arrays in a snapshot; raise it when one changes.
+LAYOUT = 2  # Meaning of the arrays in a snapshot; raise it when one changes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,8 @@ class Batch:
     appended: Appended | None  # None: no record was left
     silences: list[Silence]
     usual_ms: F64  # (N,) time between two records of the key, as of each record; 0: not known
+    born: I64  # new keys, see keys.Taken
+    gone: Gone  # keys that are forgotten once this batch is decided
     begin: dict[Partition, int]
     end: dict[Partition, int]
 
@@ -75,7 +85,9 @@ class Flow:
         self.partitions = tuple(partitions)
         assert spec.record.pseudonymous == (spec.pseudonym is not None), "keys would be clear"
         self.pseudonyms = None if spec.pseudonym is None else Pseudonyms(spec.pseudonym)
-        self.keys = KeyTable(spec.keys_max)
+        self.keys = KeyTable(
+            spec.keys_max, max(1, len(self.partitions)), evict=spec.keys_full == "evict"
+        )
         self.history = History(channels)
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
         self.model = model
@@ -96,7 +108,8 @@ class Flow:
         records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
         if self.pseudonyms is not None:
             records = self.pseudonyms.replaced(records)
-        slots = self.keys.intern(records)
+        taken = self.keys.take(records)
+        slots, gone = taken.slots, taken.gone
         if slots.shape[0] and int(slots.min()) < 0:
             values = _values(fetched, records) if isinstance(fetched, Fetched) else []
             records, slots = self._without_new_keys(records, slots, values)
@@ -105,20 +118,22 @@ class Flow:
         order, touched, counts = group(slots)
         usual_ms = np.zeros(slots.shape[0])
         if slots.shape[0]:
-            size = len(self.keys)
-            self.history.ensure(size)
-            self.missing.ensure(size)
+            self.history.ensure(self.keys.high)
+            self.missing.ensure(self.keys.high)
             appended = self.history.append(touched, counts, records.values[order], model.levels)
-            silences = self.missing.observe(records.partition, slots, records.time_ms, usual_ms)
+            self.history.forget(gone.slot)
+            silences = self.missing.observe(
+                records.partition, slots, records.time_ms, usual_ms, (gone.index, gone.slot)
+            )
         return Batch(
             model, records, slots, order, touched, counts, appended, silences, usual_ms,
-            dict(begin), dict(end),
+            taken.born, gone, dict(begin), dict(end),
         )  # fmt: skip
 
     def _without_new_keys(
         self, records: Records, slots: I32, values: Sequence[bytes | None]
     ) -> tuple[Records, I32]:
-        """Reject the records of keys for which the lane has no room.
+        """Reject the records of keys for which their partition has no room.
 
         `values`: (N,) what each record was decoded from; empty for records of a file.
         """
@@ -130,7 +145,7 @@ class Flow:
                     int(records.partition[index]),
                     int(records.offset[index]),
                     "too many keys",
-                    f"the lane holds `{self.spec.keys_max}` keys; new key `{key[:200]!r}`",
+                    f"the partition holds `{self.spec.keys_max}` keys; new key `{key[:200]!r}`",
                     None if withheld else value,
                     len(value or b"") if withheld else -1,
                 )
@@ -160,7 +175,8 @@ class Flow:
         if batch.appended is not None:
             assert scores is not None, "a batch with records needs scores"
             assert scores.version == batch.model.version, (scores.version, batch.model.version)
-            self.decider.ensure(len(self.keys))
+            self.decider.ensure(self.keys.high)
+            self.decider.begin(batch.born)
             decided = self.decider.decide(
                 batch.touched,
                 batch.counts,
@@ -188,10 +204,26 @@ class Flow:
                 where = self._lineage(records, at)
                 alert = from_silence(self.spec, key, where, silence, batch.model.version)
                 alerts.append((at, alert))
+        alerts += self._forget(batch)
         alerts.sort(key=lambda pair: pair[0])
         rejects = [r for r in records.rejects if self._speaks(r.partition, r.offset)]
         causes = [at for at, _ in alerts]
         return Said([alert for _, alert in alerts], causes, rejects, decided)
+
+    def _forget(self, batch: Batch) -> list[tuple[int, Alert]]:
+        """Let go of the keys that this batch displaced; ends their incidents."""
+        said: list[tuple[int, Alert]] = []
+        records, gone = batch.records, batch.gone
+        for ended in self.decider.forget(gone.index, gone.slot):
+            at = ended.index
+            if self._speaks(records.partition[at], records.offset[at]):
+                key, where = self.keys.key(ended.slot), self._lineage(records, at)
+                time_ms = int(records.time_ms[at])
+                said.append(
+                    (at, from_forgotten(self.spec, key, time_ms, where, ended, self.model.version))
+                )
+        self.keys.release(gone.slot)
+        return said
 
     def _speaks(self, partition: int | np.int32, offset: int | np.int64) -> bool:
         return int(offset) >= self.speak[self.partitions[int(partition)]]
@@ -254,11 +286,14 @@ class Flow:
 
     def snapshot(self, offsets: Mapping[Partition, int]) -> Snapshot:
         """The whole state, which stands at `offsets`. Only between batches."""
+        return Snapshot(dict(offsets), self.model.version, self.layout(), self._arrays())
+
+    def _arrays(self) -> Arrays:
         arrays: Arrays = {}
         for prefix, part in self._state().items():
             for name, array in part.state().items():
                 arrays[f"{prefix}.{name}"] = array
-        return Snapshot(dict(offsets), self.model.version, self.layout(), arrays)
+        return arrays
 
     def load(self, snapshot: Snapshot) -> None:
         """Take over a state. Only before the first batch.
@@ -275,13 +310,14 @@ class Flow:
 
     def _widened(self, snapshot: Snapshot) -> Snapshot:
         """The same state with its partitions counted as this lane counts them."""
-        fresh = self.missing.state()
+        fresh = self._arrays()
         index = [self.partitions.index(partition) for partition in snapshot.offsets]
         arrays = dict(snapshot.arrays)
-        arrays["keys.partition"] = np.array(index, np.int32)[arrays["keys.partition"]]
-        for name in ("partition", "pace"):
-            fresh[name][index] = arrays[f"missing.{name}"]
-            arrays[f"missing.{name}"] = fresh[name]
+        # The last one is for slots without a key, whose partition is -1.
+        arrays["keys.partition"] = np.array([*index, -1], np.int32)[arrays["keys.partition"]]
+        for name in ("keys.partitions", "missing.partition", "missing.pace"):
+            fresh[name][index] = arrays[name]
+            arrays[name] = fresh[name]
         return replace(snapshot, arrays=arrays)
 
     def _state(self) -> "dict[str, KeyTable | History | Missing | Decider]":

@@ -1,14 +1,26 @@
-"""Which slot does a record's key have, and which records of a batch share one?
+"""Which slot does a record's key have, which keys are forgotten, and which records share a slot?
 
-A slot belongs to one (partition, key): slots are handed out in order of first appearance, so they
-are a function of the order in which records came and of nothing else. The table is open addressing
-with linear probing on a 64-bit hash, at most half full; the bytes of all keys lie in one arena.
+A slot belongs to one (partition, key). A partition holds at most `keys_max` keys. When another one
+comes, its record is rejected, or (`evict`) the sixteenth of the partition's keys that is worth
+least is forgotten at once. All in records of the partition,
 
-`group` sorts a batch by slot, stably, with a radix sort: its cost depends on the batch alone, not
-on how many keys there are.
+    worth = when the key was last seen + min(its records, PROVEN) * keys_max / 4
+
+So a flood of keys that come once or twice displaces itself and not the keys that are watched, and
+a watched key that is gone for good makes room after 8 * keys_max records. A key that returns is
+new.
+
+That is a function of the partition's records and of nothing else: not of where batches are cut,
+nor of which partitions share the table. Numbers of slots are not; nothing may depend on them.
+
+The slot of a forgotten key is not given away before `release`: batches that are under way still
+know it. The table is open addressing with linear probing on a 64-bit hash, at most half full; the
+bytes of all keys lie in one arena. `group` sorts a batch by slot, stably, with a radix sort: its
+cost depends on the batch alone, not on how many keys there are.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,59 +29,166 @@ from numpy.typing import NDArray
 
 from raywatch.actors.decode import decode
 from raywatch.actors.grammar import iso_ms_of
+from raywatch.actors.keys_kernel import (
+    AHEAD,
+    BEGIN,
+    BORN,
+    COUNT,
+    DONE,
+    FLOOR,
+    FLOOR_SEQ,
+    FREE,
+    FULL,
+    HIGH,
+    LATEST,
+    LIVE,
+    NEVER,
+    PART_COLUMNS,
+    PARTITION,
+    RECORDS,
+    SEEN,
+    SEQ,
+    SIZE,
+    SLOT_COLUMNS,
+    USED,
+    compact,
+    drop,
+    fill_cells,
+    intern_batch,
+    place,
+    worth,
+)
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import Records, RecordSpec
 from raywatch.models.errors import ArtifactError
+from raywatch.models.rows import Rows
 from raywatch.models.scorer import I32, I64, U8
+
+__all__ = ["AHEAD", "Gone", "KeyTable", "Taken", "group", "warm_decode"]
 
 CAPACITY_MIN = 1_024  # cells of an empty table
 ARENA_MIN = 16_384  # bytes of an empty arena
 HASH_ALL = 2**64 - 1
-AHEAD = 64  # records whose keys are looked up together
+SHARE = 16  # one of so many keys is forgotten when there is no room for another
+PROVEN = 32  # records of a key that make it worth more than a newcomer; at most 63
 RADIX_BITS = 11  # a pass sorts by this many bits: 2,048 counters stay in the first-level cache
+
+_HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Keys that a batch displaced, in the order in which they went."""
+
+    index: I64  # (G,) record of the batch that needed the room
+    slot: I64  # (G,)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a batch's keys."""
+
+    slots: I32  # (N,) slot of each record; -1 for a new key when its partition is full
+    born: I64  # (B, 3) of each new key: slot, FLOOR and FLOOR_SEQ of its partition
+    gone: Gone
 
 
 class KeyTable:
-    """Slots of at most `keys_max` keys.
+    """Slots of at most `keys_max` keys a partition.
 
     `hash_mask` is which bits of a hash count; tests leave few, so that different keys collide.
     """
 
-    def __init__(self, keys_max: int, *, hash_mask: int = HASH_ALL) -> None:
+    def __init__(
+        self,
+        keys_max: int,
+        partitions: int = 1,
+        *,
+        evict: bool = False,
+        hash_mask: int = HASH_ALL,
+    ) -> None:
         assert 0 < keys_max < 2**31, keys_max
-        self._keys_max = keys_max
+        self._keys_max, self._evict = keys_max, evict
         self._hash_mask = np.uint64(hash_mask)
-        self._count = 0
-        self._used = 0  # bytes of the arena that hold keys
+        self.evicted = 0  # keys so far
+        self._clear(partitions)
+
+    def _clear(self, partitions: int) -> None:
+        self._totals: I64 = np.zeros(5, np.int64)
         # What is looked at together lies together: with many keys, time is cache misses.
         self._cells: I64 = np.full((CAPACITY_MIN, 2), -1, np.int64)  # slot (-1: empty), hash
-        self._slots: I64 = np.zeros((CAPACITY_MIN // 2, 3), np.int64)  # begin, size, partition
+        self._slots = Rows((SLOT_COLUMNS,), np.int64)
+        self._slots.reserve(1)
         self._arena: U8 = np.zeros(ARENA_MIN, np.uint8)
+        self._waste = 0  # bytes of the arena that belonged to released slots
+        self._parts = _fresh_parts(partitions)
+        self._free: I32 = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
-        return self._count
+        return int(self._totals[LIVE])
+
+    @property
+    def high(self) -> int:
+        """Slots that were ever given away: arrays by slot need so many rows."""
+        return int(self._totals[HIGH])
 
     def key(self, slot: int) -> bytes:
-        """The key of a slot."""
-        assert 0 <= slot < self._count, (slot, self._count)
-        begin, size, _ = self._slots[slot].tolist()
+        """The key of a slot; of a forgotten one until its slot is released."""
+        assert 0 <= slot < self.high, (slot, self.high)
+        begin, size = self._slots.array[slot, : SIZE + 1].tolist()
+        assert size >= 0, slot
         return self._arena[begin : begin + size].tobytes()
 
     def partition(self, slot: int) -> int:
-        """The partition of a slot: an index into the lane's tuple."""
-        assert 0 <= slot < self._count, (slot, self._count)
-        return int(self._slots[slot, 2])
+        """The partition of a slot: an index into the lane's tuple; -1 of a forgotten key."""
+        assert 0 <= slot < self.high, (slot, self.high)
+        return int(self._slots.array[slot, PARTITION])
 
     def intern(self, records: Records) -> I32:
-        """(N,) slot of each record; -1 for a new key when the table is full."""
-        return self._intern(records.partition, records.text, records.key_begin, records.key_size)
+        """(N,) slot of each record; -1 for a new key when the table is full. Evicts nothing."""
+        assert not self._evict, "use `take`: keys may go"
+        return self.take(records).slots
+
+    def take(self, records: Records) -> Taken:
+        """Give each record its slot; see the head of this file for the rule."""
+        return self._take(
+            records.partition, records.text, records.key_begin, records.key_size, records.time_ms
+        )
+
+    def release(self, slots: I64) -> None:
+        """Give slots of forgotten keys to whoever comes next: no batch that knows them is left."""
+        count = slots.shape[0]
+        if count == 0:
+            return
+        rows = self._slots.array
+        assert (rows[slots, PARTITION] == -1).all(), "released, but not forgotten"
+        assert (rows[slots, SIZE] >= 0).all(), "released twice"
+        self._waste += int(rows[slots, SIZE].sum())
+        rows[slots, SIZE] = -1
+        free = int(self._totals[FREE])
+        if free + count > self._free.shape[0]:
+            self._free = np.resize(self._free, max(2 * self._free.shape[0], free + count))
+        self._free[free : free + count] = slots
+        self._totals[FREE] += count
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The table as arrays: partition (S,), size (S,), text (keys back to back, by slot)."""
+        """The table as arrays, with all that was forgotten released.
+
+        By slot: partition, size (-1: free), seen, records; text: keys back to back; partitions:
+        see keys_kernel.py.
+        """
+        rows = self._slots.array[: self.high]
+        size = rows[:, SIZE].astype(np.int32)
+        assert ((rows[:, PARTITION] >= 0) == (size >= 0)).all(), "forgotten keys are not released"
+        text = np.zeros(max(1, int(size[size > 0].sum(dtype=np.int64))), np.uint8)
+        used = compact(rows.copy(), rows.shape[0], self._arena, text)
         return {
-            "partition": self._slots[: self._count, 2].astype(np.int32),
-            "size": self._slots[: self._count, 1].astype(np.int32),
-            "text": self._arena[: self._used].copy(),
+            "partition": rows[:, PARTITION].astype(np.int32),
+            "size": size,
+            "seen": rows[:, SEEN].copy(),
+            "records": rows[:, RECORDS].copy(),
+            "text": text[:used],
+            "partitions": self._parts[:, SEQ:].copy(),
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -77,45 +196,133 @@ class KeyTable:
 
         A state of more than `keys_max` keys is taken whole: the table is then full.
         """
-        hint = "delete this snapshot: an older one, or none, gives the same state after a replay"
-        if missing := {"partition", "size", "text"} - set(state):
-            raise ArtifactError(f"the key table lacks `{min(missing)}`", hint=hint)
-        partition, size = state["partition"].astype(np.int32), state["size"].astype(np.int32)
-        text = state["text"].astype(np.uint8)
-        whole = partition.shape == size.shape and size.sum(dtype=np.int64) == text.shape[0]
-        if not whole or size.min(initial=0) < 0:
-            raise ArtifactError(f"the key table of `{size.shape[0]}` keys is torn", hint=hint)
-        fresh = KeyTable(max(self._keys_max, size.shape[0]), hash_mask=int(self._hash_mask))
-        begin = np.cumsum(size, dtype=np.int64) - size
-        slots = fresh._intern(partition, text, begin, size)
-        if not np.array_equal(slots, np.arange(size.shape[0])):
-            raise ArtifactError("a key stands in the key table twice", hint=hint)
-        keys_max = self._keys_max
+        rows, text, parts = _checked(state)
+        fresh = KeyTable(self._keys_max, evict=self._evict, hash_mask=int(self._hash_mask))
+        high = rows.shape[0]
+        fresh._slots.reserve(high)
+        fresh._slots.array[:high] = rows
+        fresh._arena = np.concatenate((text, np.zeros(max(ARENA_MIN, text.shape[0]), np.uint8)))
+        fresh._parts = _fresh_parts(max(parts.shape[0], self._parts.shape[0]))
+        fresh._parts[: parts.shape[0], SEQ:] = parts
+        capacity = CAPACITY_MIN
+        while capacity <= 2 * high:
+            capacity *= 2
+        fresh._cells = np.full((capacity, 2), -1, np.int64)
+        twice = fill_cells(
+            fresh._cells, fresh._slots.array, fresh._arena, high, fresh._parts, self._hash_mask
+        )
+        if twice >= 0:
+            raise ArtifactError("a key stands in the key table twice", hint=_HINT)
+        fresh._free = np.flatnonzero(rows[:, SIZE] < 0)[::-1].astype(np.int32)
+        free = fresh._free.shape[0]
+        fresh._totals[:] = high - free, text.shape[0], high, free, 0
+        fresh.evicted = self.evicted
         self.__dict__.update(fresh.__dict__)
-        self._keys_max = keys_max
 
-    def _intern(self, partition: I32, text: U8, begin: I64, size: I32) -> I32:
-        slots = np.empty(begin.shape[0], np.int32)
-        partition, text, begin, size = map(_fixed, (partition, text, begin, size))
-        done = 0
+    def _take(self, partition: I32, text: U8, begin: I64, size: I32, time_ms: I64) -> Taken:
+        count = begin.shape[0]
+        slots, born = np.empty(count, np.int32), np.empty((count, 3), np.int64)
+        partition, text, begin, size, time_ms = map(_fixed, (partition, text, begin, size, time_ms))
+        most = int(partition.max(initial=0))
+        if most >= self._parts.shape[0]:
+            more = _fresh_parts(most + 1 - self._parts.shape[0])
+            self._parts = np.concatenate((self._parts, more))
+        self._totals[BORN] = done = 0
+        index, gone = list[int](), list[I64]()
         while True:
-            done, self._count, self._used, _ = _intern(
-                partition, text, begin, size, done, slots, self._cells, self._slots, self._arena,
-                self._count, self._used, self._keys_max, self._hash_mask,
+            done, why, _ = intern_batch(
+                partition, text, begin, size, time_ms, done, slots, self._cells, self._slots.array,
+                self._arena, self._parts, self._free, born, self._totals, self._keys_max,
+                self._evict, self._hash_mask,
             )  # fmt: skip
-            if done == begin.shape[0]:
-                return slots
-            self._grow(int(size[done]))
+            if why == DONE:
+                break
+            if why == FULL:
+                gone.append(self._forget(int(partition[done])))
+                index.append(done)
+            else:
+                self._grow(int(size[done]))
+        sizes = [each.shape[0] for each in gone]
+        which = Gone(
+            np.repeat(np.array(index, np.int64), sizes),
+            np.concatenate(gone) if gone else np.zeros(0, np.int64),
+        )
+        return Taken(slots, born[: self._totals[BORN]].copy(), which)
+
+    def _forget(self, part: int) -> I64:
+        """Evict the keys of a partition that are worth least; their slots, the worst first."""
+        row = self._parts[part]
+        count = int(row[COUNT])
+        wanted = count - self._keys_max + max(1, self._keys_max // SHARE)
+        slots, value = worth(self._slots.array, self.high, part, self._keys_max, PROVEN, count)
+        assert slots.shape[0] == count, (slots.shape, count)
+        least = np.argpartition(value, wanted - 1)[:wanted]
+        gone = slots[least[np.argsort(value[least])]]
+        drop(
+            gone, self._cells, self._slots.array, self._arena, self._parts, self._totals,
+            self._hash_mask,
+        )  # fmt: skip
+        row[FLOOR], row[FLOOR_SEQ] = row[LATEST], row[SEQ]
+        self.evicted += wanted
+        return gone
 
     def _grow(self, size: int) -> None:
         """Make room for one more slot and `size` more bytes, by doubling."""
-        if self._count == self._slots.shape[0]:
-            self._slots = _doubled(self._slots)
+        totals = self._totals
+        if totals[FREE] == 0 and totals[HIGH] == self._slots.array.shape[0]:
+            self._slots.reserve(int(totals[HIGH]) + 1)
+        if 2 * totals[LIVE] >= self._cells.shape[0]:
             cells = np.full((self._cells.shape[0] * 2, 2), -1, np.int64)
-            _place(self._cells, cells)
+            place(self._cells, cells)
             self._cells = cells
-        while self._used + size > self._arena.shape[0]:
-            self._arena = _doubled(self._arena)
+        if totals[USED] + size > self._arena.shape[0]:
+            room = self._arena.shape[0]
+            while totals[USED] - self._waste + size > room // 2:
+                room *= 2
+            fresh = np.zeros(room, np.uint8)
+            if self._waste:
+                totals[USED] = compact(self._slots.array, self.high, self._arena, fresh)
+                self._waste = 0
+            else:
+                fresh[: totals[USED]] = self._arena[: totals[USED]]
+            self._arena = fresh
+
+
+def _fresh_parts(count: int) -> I64:
+    parts = np.zeros((count, PART_COLUMNS), np.int64)
+    parts[:, [LATEST, FLOOR]] = NEVER
+    return parts
+
+
+def _checked(state: Mapping[str, NDArray[Any]]) -> tuple[I64, U8, I64]:
+    """Rows of the slots, text and partitions of a state. Raises ArtifactError where it is torn."""
+    names = ("partition", "size", "seen", "records", "text", "partitions")
+    if missing := set(names) - set(state):
+        raise ArtifactError(f"the key table lacks `{min(missing)}`", hint=_HINT)
+    partition, size, seen, records, text, parts = (state[name] for name in names)
+    flat = {each.shape for each in (partition, size, seen, records)}
+    whole = len(flat) == 1 and size.ndim == text.ndim == 1 and parts.ndim == 2
+    if not whole or parts.shape[1] != PART_COLUMNS - SEQ:
+        raise ArtifactError(f"the key table of `{size.shape}` keys is torn", hint=_HINT)
+    rows = np.zeros((size.shape[0], SLOT_COLUMNS), np.int64)
+    rows[:, SIZE], rows[:, PARTITION] = size, partition
+    rows[:, SEEN], rows[:, RECORDS] = seen, records
+    filled = np.maximum(rows[:, SIZE], 0)
+    rows[:, BEGIN] = np.cumsum(filled) - filled
+    used = rows[:, SIZE] >= 0
+    sound = (
+        int(filled.sum()) == text.shape[0]
+        and int(size.max(initial=0)) <= text.shape[0]
+        and size.min(initial=0) >= -1
+        and ((rows[:, PARTITION] >= 0) == used).all()
+        and partition.min(initial=0) >= -1
+        and partition.max(initial=-1) < parts.shape[0]
+        and min(seen.min(initial=0), records.min(initial=0), parts[:, 0].min(initial=0)) >= 0
+    )
+    # A key was seen before the end of its partition, and not at the same place as another.
+    if not sound or (seen[used] >= parts[partition[used], 0]).any():
+        raise ArtifactError(f"the key table of `{size.shape[0]}` keys is torn", hint=_HINT)
+    return rows, text.astype(np.uint8), parts.astype(np.int64)
 
 
 def _fixed(array: NDArray[Any]) -> NDArray[Any]:
@@ -126,138 +333,6 @@ def _fixed(array: NDArray[Any]) -> NDArray[Any]:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
-
-
-def _doubled(array: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate((array, np.zeros_like(array)))
-
-
-@njit(cache=True, nogil=True)
-def _hashed(text: U8, begin: int, size: int, partition: int) -> np.uint64:
-    """64-bit hash of a key in a partition: multiply and fold eight bytes at a time."""
-    prime = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
-    fold = np.uint64(32)
-    state = (np.uint64(partition) + np.uint64(1)) * prime ^ np.uint64(size)
-    word, filled = np.uint64(0), 0
-    for index in range(begin, begin + size):
-        word = (word << np.uint64(8)) | np.uint64(text[index])
-        filled += 1
-        if filled == 8:
-            state = (state ^ word) * prime
-            state ^= state >> fold
-            word, filled = np.uint64(0), 0
-    state = (state ^ word) * prime
-    state = (state ^ (state >> fold)) * prime
-    return state ^ (state >> np.uint64(29))
-
-
-@njit(cache=True, nogil=True)
-def _place(old: I64, cells: I64) -> None:
-    """Put what is in `old` into empty cells."""
-    mask = cells.shape[0] - 1
-    for index in range(old.shape[0]):
-        if old[index, 0] >= 0:
-            cell = old[index, 1] & mask
-            while cells[cell, 0] >= 0:
-                cell = (cell + 1) & mask
-            cells[cell, 0], cells[cell, 1] = old[index, 0], old[index, 1]
-
-
-@njit(cache=True, nogil=True)
-def _equal(arena: U8, known: int, text: U8, begin: int, size: int) -> bool:
-    """Whether `size` bytes are the same in both."""
-    k = 0
-    while k < size and arena[known + k] == text[begin + k]:
-        k += 1
-    return k == size
-
-
-@njit(cache=True, nogil=True)
-def _ahead(
-    partition: I32,
-    text: U8,
-    begin: I64,
-    size: I32,
-    first: int,
-    cells: I64,
-    slots: I64,
-    arena: U8,
-    hash_mask: np.uint64,
-    hashes: I64,
-) -> int:
-    """Hash the next AHEAD records and touch what they will need, all of it at once.
-
-    With a million keys each look is a cache miss; misses that do not wait for each other overlap.
-    Returns a number nobody needs, so that the looks are not optimised away.
-    """
-    mask, touched = cells.shape[0] - 1, 0
-    last = min(first + AHEAD, begin.shape[0])
-    for index in range(first, last):
-        hashed = _hashed(text, begin[index], size[index], partition[index]) & hash_mask
-        hashes[index - first] = np.int64(hashed)
-    for index in range(last - first):
-        touched += cells[hashes[index] & mask, 0]
-    for index in range(last - first):
-        slot = cells[hashes[index] & mask, 0]
-        touched += slots[max(slot, 0), 0]
-    for index in range(last - first):
-        slot = cells[hashes[index] & mask, 0]
-        touched += np.int64(arena[slots[max(slot, 0), 0]])
-    return int(touched)
-
-
-@njit(cache=True, nogil=True)
-def _intern(
-    partition: I32,
-    text: U8,
-    begin: I64,
-    size: I32,
-    done: int,
-    out: I32,
-    cells: I64,
-    slots: I64,
-    arena: U8,
-    count: int,
-    used: int,
-    keys_max: int,
-    hash_mask: np.uint64,
-) -> tuple[int, int, int, int]:
-    """Fill out[done:]; stops before a new key that there is no room for.
-
-    Returns records done, slots and bytes of the arena in use, and what `_ahead` says.
-    """
-    mask = cells.shape[0] - 1
-    hashes, touched = np.empty(AHEAD, np.int64), 0
-    for index in range(done, begin.shape[0]):
-        if (index - done) % AHEAD == 0:
-            touched += _ahead(
-                partition, text, begin, size, index, cells, slots, arena, hash_mask, hashes
-            )
-        source, length, part = begin[index], size[index], partition[index]
-        hashed = hashes[(index - done) % AHEAD]
-        cell = hashed & mask
-        found = -1
-        while cells[cell, 0] >= 0:
-            slot = cells[cell, 0]
-            if (
-                cells[cell, 1] == hashed
-                and slots[slot, 1] == length
-                and slots[slot, 2] == part
-                and _equal(arena, slots[slot, 0], text, source, length)
-            ):
-                found = slot
-                break
-            cell = (cell + 1) & mask
-        if found < 0 and count < keys_max:
-            if count == slots.shape[0] or used + length > arena.shape[0]:
-                return index, count, used, touched
-            found = count
-            cells[cell, 0], cells[cell, 1] = found, hashed
-            slots[found, 0], slots[found, 1], slots[found, 2] = used, length, part
-            arena[used : used + length] = text[source : source + length]
-            count, used = count + 1, used + length
-        out[index] = found
-    return begin.shape[0], count, used, touched
 
 
 @njit(cache=True, nogil=True)
@@ -307,9 +382,12 @@ def warm_decode() -> None:
     records = decode(Fetched(*one, values=[value], keys=[]), spec)
     assert len(records) == 1, records.rejects
     iso_ms_of("2026-11-24T13:43:26Z")
-    table = KeyTable(1)
-    group(table.intern(records))
-    _place(np.full((2, 2), -1, np.int64), np.full((4, 2), -1, np.int64))
+    table = KeyTable(1, evict=True)
+    group(table.take(records).slots)
+    other = decode(Fetched(*one, values=[value.replace(b'"a"', b'"bc"')], keys=[]), spec)
+    table.release(table.take(other).gone.slot)
+    table.load(table.state())
+    place(np.full((2, 2), -1, np.int64), np.full((4, 2), -1, np.int64))
 
 
 def group(slots: I32) -> tuple[I64, I32, I32]:

@@ -54,7 +54,7 @@ REASONS = (
     "not finite",  # NaN or an infinity
     "bad key",  # empty, or longer than key_bytes_max
     "bad time",
-    "too many keys",  # the lane holds keys_max keys already and this one is new
+    "too many keys",  # its partition holds keys_max keys, this one is new: `keys_full: reject`
 )
 
 

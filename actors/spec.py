@@ -28,7 +28,8 @@ class DetectorSpec:
     added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
     replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps
-    keys_max: int = 1_000_000  # keys a lane may hold
+    keys_max: int = 100_000  # keys a partition may hold
+    keys_full: Literal["evict", "reject"] = "evict"  # what becomes of a new key beyond that
     batch_records: int = 20_000  # most records in a batch
     batch_wait_s: float = 0.05  # longest a record waits for its batch to fill
     in_flight: int = 4  # batches of a lane at the scorers

@@ -242,8 +242,14 @@ class Detector(Settings):
         default=_SPEC.keys_max,
         ge=1,
         le=50_000_000,
-        description="Keys a lane may hold, about 6 KiB each and channel; records of further keys "
-        "are rejected.",
+        description="Keys a partition may hold, about 6 KiB each and channel; `raywatch check` "
+        "says what an owner needs.",
+    )
+    keys_full: Literal["evict", "reject"] = Field(
+        default=_SPEC.keys_full,
+        description="What a new key of a full partition does: `evict` the sixteenth of its keys "
+        "that is worth least (few records, long unseen), or have its records "
+        "rejected. A key that returns is new, with a warm-up.",
     )
     batch_records: int = Field(
         default=_SPEC.batch_records, ge=1, le=200_000, description="Most records in a batch."
@@ -305,6 +311,7 @@ class Detector(Settings):
             lost=self.lost,
             replay_max=self.replay_max,
             keys_max=self.keys_max,
+            keys_full=self.keys_full,
             batch_records=self.batch_records,
             batch_wait_s=self.batch_wait_ms / 1_000,
             in_flight=self.in_flight,

@@ -42,8 +42,9 @@ from raywatch.models.decide_kernel import (
 )
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended
-from raywatch.models.incident import Decided, Episode
+from raywatch.models.incident import Decided, Episode, Forgotten
 from raywatch.models.missing import warm_missing
+from raywatch.models.rows import Rows
 from raywatch.models.scorer import (
     C8,
     F32,
@@ -58,11 +59,12 @@ from raywatch.models.scorer import (
 )
 from raywatch.models.settings import DecideSettings
 
-__all__ = ["Decided", "Decider", "Episode", "warm_decide"]
+__all__ = ["Decided", "Decider", "Episode", "Forgotten", "warm_decide"]
 
 Array = NDArray[Any]
 
-SLOTS_MIN = 64  # Smallest allocation; from there on it doubles.
+INCIDENT_COLUMNS = 7  # see incident.py
+PROFILES = (3, 4)  # arrays of State that only models with time-of-day profiles have
 
 
 class Decider:
@@ -83,6 +85,7 @@ class Decider:
         names = [component.name for component in components]
         assert len(set(names)) == len(names), names
         assert not set(names) & set(profile.VIEWS), names
+        self._settings = settings
         self.components = components
         self.channels = channels
         self.profiles = profiles
@@ -102,36 +105,80 @@ class Decider:
         self._logs = np.zeros(rows + 1)
         self._logs[1:] = np.log10(np.arange(1, rows + 1))
         self._slots = 0
-        self._state = self._fresh(SLOTS_MIN)
-
-    def _fresh(self, slots: int) -> State:
-        """State of keys that were never seen."""
-        channels, rows = self.channels, len(self.names)
-        kept = slots if self.profiles else 0
         coarse = int((self._table[:, HELD] >= 0).sum())
-        state = State(
-            total=np.zeros(slots, np.int64),
-            held=np.full((slots, coarse, channels), np.nan),
-            calibration=np.zeros((slots, rows, calibrate.COLUMNS)),
-            profile=np.zeros((kept, channels, len(profile.VIEWS), profile.HOURS + 1, 3)),
-            recent=np.zeros((kept, channels, profile.RECENT)),
-            chance=np.zeros((slots, 2)),
-            incident=np.zeros((slots, 7), np.int64),
+        tails: tuple[tuple[int, ...], ...] = (
+            (),
+            (coarse, channels),
+            (rows, calibrate.COLUMNS),
+            (channels, len(profile.VIEWS), profile.HOURS + 1, 3),
+            (channels, profile.RECENT),
+            (2,),
+            (INCIDENT_COLUMNS,),
         )
-        state.incident[:, incident.LATEST] = incident.NEVER
-        return state
+        integers = {0, 6}
+        self._rows = tuple(
+            Rows(tail, np.int64 if at in integers else np.float64) for at, tail in enumerate(tails)
+        )
+        for each in self._kept():
+            each.reserve(1)
+
+    @property
+    def _state(self) -> State:
+        return State(*(each.array for each in self._rows))
+
+    @property
+    def key_bytes(self) -> int:
+        """Memory of one key."""
+        return sum(each.row_bytes for each in self._kept())
+
+    def _kept(self) -> list[Rows]:
+        """The arrays that are used: time-of-day profiles only where the model asks for them."""
+        return [each for at, each in enumerate(self._rows) if self.profiles or at not in PROFILES]
 
     def ensure(self, slots: int) -> None:
         """Have room for slots 0 .. slots-1."""
         if slots <= self._slots:
             return
-        room = self._state.total.shape[0]
-        if slots > room:
-            grown = self._fresh(max(slots, 2 * room))
-            for old, new in zip(self._state, grown, strict=True):
-                new[: old.shape[0]] = old
-            self._state = grown
-        self._slots = slots
+        for each in self._kept():
+            each.reserve(slots)
+        begin, self._slots = self._slots, slots
+        self._blank(slice(begin, slots))
+
+    def _blank(self, slots: "slice | I64") -> None:
+        """Make these slots those of keys that were never seen."""
+        for each in self._kept():
+            each.array[slots] = 0
+        state = self._state
+        state.held[slots] = np.nan
+        state.incident[slots, incident.LATEST] = incident.NEVER
+
+    def begin(self, born: I64) -> None:
+        """Hear of new keys before their first batch is decided.
+
+        Args:
+            born: (B, 3) slot, and what incidents of keys that were forgotten may be called: their
+                `since` lies at or before the second, their ordinal below the third. So an incident
+                of a key that returns is never taken for one that it had before.
+        """
+        rows = self._state.incident
+        rows[born[:, 0], incident.LATEST] = born[:, 1]
+        rows[born[:, 0], incident.REPEATS] = born[:, 2]
+
+    def forget(self, index: I64, slots: I64) -> list[Forgotten]:
+        """Forget keys, and say which incidents end by it. `index`: (G,), what needed the room."""
+        rows = self._state.incident[slots]
+        ended = [
+            Forgotten(
+                index=int(index[at]),
+                slot=int(slots[at]),
+                since_ms=int(rows[at, incident.SINCE]),
+                ordinal=int(rows[at, incident.ORDINAL]),
+                component=self.names[int(rows[at, incident.FIRED])],
+            )
+            for at in np.flatnonzero(rows[:, incident.OPEN] == 1).tolist()
+        ]
+        self._blank(slots)
+        return ended
 
     def decide(
         self,
@@ -266,7 +313,9 @@ class Decider:
             if name not in saved:
                 raise ArtifactError(f"state of the decide stage lacks `{name}`", hint=_HINT)
         size = int(saved["count"].shape[0])
-        state = self._fresh(max(size, SLOTS_MIN))
+        fresh = Decider(self._settings, self.components, self.channels, profiles=self.profiles)
+        fresh.ensure(size)
+        state = fresh._state
         held = self._table[:, HELD]
         places: dict[str, Array] = {
             "count": state.total,
@@ -292,7 +341,7 @@ class Decider:
         for row, name in enumerate(self.names):
             rows[fired == _label(name)] = row
         state.incident[:size, incident.FIRED] = rows
-        self._state, self._slots = state, size
+        self._rows, self._slots = fresh._rows, size
 
 
 _HINT = "delete the snapshot: the lane then rebuilds its state from the log"

@@ -47,6 +47,17 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """An incident that ends because its key is forgotten."""
+
+    index: int  # of the record that needed the room, in batch order
+    slot: int
+    since_ms: int
+    ordinal: int
+    component: str  # what had fired last
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """What became of N records, in grouped order."""
 

@@ -18,6 +18,7 @@ ANCHOR, LAST, SUM4, SUM8, COUNT, MEAN, M2, LOW, HIGH = range(9)
 COLUMNS = 9
 
 KEPT = (FINE.history, C4.history, C8.history)
+BLOCK = (FINE.block, C4.block, C8.block)
 RING4 = FINE.history  # where the ring of 4-means begins in the row of a key and channel
 RING8 = FINE.history + C4.history
 RING = FINE.history + C4.history + C8.history
@@ -241,3 +242,23 @@ def level_ring(rings: F32, kind: int) -> F32:
     if kind == 0:
         return rings[:RING4]
     return rings[RING4:RING8] if kind == 1 else rings[RING8:]
+
+
+@njit(cache=True, nogil=True)
+def move_rings(index: I64, rings: F32, packed: F32, pack: bool) -> None:
+    """What each slot's rings hold, slot after slot, into `packed`, or from there back.
+
+    A ring of which `n` values were ever written holds them in its first n places.
+    """
+    at = 0
+    for slot in range(index.shape[0]):
+        n = index[slot]
+        for c in range(rings.shape[1]):
+            for kind in range(3):
+                ring = level_ring(rings[slot, c], kind)
+                held = min(n // BLOCK[kind], ring.shape[0])
+                if pack:
+                    packed[at : at + held] = ring[:held]
+                else:
+                    ring[:held] = packed[at : at + held]
+                at += held

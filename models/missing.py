@@ -16,6 +16,9 @@ is later than where its silence began. A clock that jumps over many lines asks o
 
 A partition whose keys all stop says nothing: that is for the supervisor, who has a clock. So does
 one in which a single key goes on: it may as well be the mad one.
+
+A key that is forgotten, because its partition holds too many, ends its silence at the record that
+needed the room, and its silence is not asked about any more. When it returns it is a new key.
 """
 
 from collections.abc import Mapping
@@ -27,19 +30,23 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raywatch.models.errors import ArtifactError
+from raywatch.models.rows import Rows
 from raywatch.models.scorer import F64, I32, I64
 from raywatch.models.settings import MissingSettings
 
 GRID_PER_FLOOR = 6  # Silence is noticed at most a sixth of floor_ms late.
 RATE = 1.0 / 32.0  # An interval counts for about 32 of them.
 NEVER = int(np.iinfo(np.int64).min)
-SLOTS_MIN = 64
-KINDS = ("open", "resolved")
+GONE = -1  # in the place of a count: the key is being forgotten
+_NONE: tuple[I64, I64] = np.zeros(0, np.int64), np.zeros(0, np.int64)
+KINDS = ("open", "resolved", "forgotten")
 
 LATEST, SEEN, SINCE, COUNT, SILENT, NEXT = range(6)  # columns of a key
 KEY_COLUMNS = 6
-CLOCK, LEAD, LEAD_MS, LINE, RESUMED, FIRST, LAST = range(7)  # columns of a partition
-PARTITION_COLUMNS = 7
+# Columns of a partition. FLOOR: latest beginning of a silence of a key that was forgotten.
+CLOCK, LEAD, LEAD_MS, LINE, RESUMED, FIRST, LAST, FLOOR = range(8)
+PARTITION_COLUMNS = 8
+KEY_BYTES = 8 * (KEY_COLUMNS + 1)
 INDEX, KIND, SLOT, FROM, AT = range(5)  # columns of the kernel's answer
 
 
@@ -48,10 +55,10 @@ class Silence:
     """A key fell silent or came back."""
 
     index: int  # of the record that showed it, in batch order
-    kind: str  # open or resolved
+    kind: str  # open, resolved, or forgotten: the key is, and so ends its silence
     slot: int
     since_ms: int  # the key's latest time; with the slot it names the silence
-    at_ms: int  # open: grid line that the clock crossed; resolved: time of the new record
+    at_ms: int  # open: grid line that the clock crossed; else: time of the record
 
 
 class _Rule(NamedTuple):
@@ -133,6 +140,7 @@ def _meet(state: _State, p: int, slot: int, time_ms: int) -> None:
         state.partition[p, FIRST] = slot
     state.partition[p, LAST] = slot
     state.key[slot, LATEST] = time_ms
+    state.key[slot, SINCE] = state.partition[p, FLOOR]  # a silence of before is not named again
 
 
 @njit(cache=True, nogil=True)
@@ -173,23 +181,62 @@ def _advance(state: _State, p: int, clock: int, rule: _Rule) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def _forget(state: _State, p: int, index: int, now: int, gone: I64, found: int, out: I64) -> int:
+    """Take keys of a partition out of it; ends their silences."""
+    key, partition = state.key, state.partition
+    for at in range(gone.shape[0]):
+        slot = gone[at]
+        if key[slot, SILENT] == 1:
+            out[found, INDEX], out[found, KIND], out[found, SLOT] = index, 2, slot
+            out[found, FROM], out[found, AT] = key[slot, SINCE], now
+            found += 1
+        partition[p, FLOOR] = max(partition[p, FLOOR], key[slot, SINCE])
+        if partition[p, LEAD] == slot:  # nobody in particular leads, at the clock
+            partition[p, LEAD], partition[p, LEAD_MS] = -1, partition[p, CLOCK]
+        key[slot, COUNT] = GONE
+    last, slot = -1, partition[p, FIRST]
+    while slot >= 0:
+        following = key[slot, NEXT]
+        if key[slot, COUNT] == GONE:
+            if last >= 0:
+                key[last, NEXT] = following
+            else:
+                partition[p, FIRST] = following
+            key[slot, COUNT], key[slot, SILENT], key[slot, NEXT] = 0, 0, -1
+            key[slot, LATEST], key[slot, SEEN], key[slot, SINCE] = NEVER, NEVER, NEVER
+            state.interval[slot] = 0.0
+        else:
+            last = slot
+        slot = following
+    partition[p, LAST] = last
+    return found
+
+
+@njit(cache=True, nogil=True)
 def _observe(
     partition: I32,
     slots: I32,
     time_ms: I64,
+    gone_index: I64,
+    gone: I64,
     rule: _Rule,
     state: _State,
     out: I64,
     usual_ms: F64,
 ) -> int:
     """A batch; returns the number of silences. `usual_ms` is (N,), or empty: not asked for."""
-    found = 0
+    found, went = 0, 0
     asked = usual_ms.shape[0] > 0
     key = state.key
     for index in range(slots.shape[0]):
         slot, p, now = int(slots[index]), int(partition[index]), int(time_ms[index])
         if slot < 0:
             continue
+        first = went
+        while went < gone.shape[0] and gone_index[went] == index:
+            went += 1
+        if went > first:
+            found = _forget(state, p, index, now, gone[first:went], found, out)
         if key[slot, COUNT] == 0:
             _meet(state, p, slot, now)
         elif _hear(state, slot, now, rule.floor_ms):
@@ -210,12 +257,37 @@ def _observe(
     return found
 
 
+@njit(cache=True, nogil=True)
+def _sound(state: _State, size: int) -> bool:
+    """Whether every key that was seen stands in one chain, once, and no chain leads elsewhere."""
+    key, partition = state.key, state.partition
+    met, seen = 0, 0
+    for slot in range(size):
+        count = key[slot, COUNT]
+        if count < 0 or not 0 <= key[slot, SILENT] <= 1:
+            return False
+        seen += 1 if count > 0 else 0
+    visited = np.zeros(size, np.bool_)
+    for p in range(partition.shape[0]):
+        last, slot = -1, partition[p, FIRST]
+        while slot != -1:
+            if not 0 <= slot < size or visited[slot] or key[slot, COUNT] == 0:
+                return False
+            visited[slot] = True
+            met += 1
+            last, slot = slot, key[slot, NEXT]
+        if partition[p, LAST] != last:
+            return False
+    return met == seen
+
+
 class Missing:
     """Silence of the keys of one lane. One thread uses it."""
 
     def __init__(self, settings: MissingSettings, partitions: int) -> None:
         assert partitions >= 1, partitions
         assert settings.floor_ms >= 1, settings.floor_ms
+        self._settings = settings
         self.enabled = settings.enabled
         self.partitions = partitions
         self._rule = _Rule(
@@ -225,32 +297,35 @@ class Missing:
             int(settings.records_min),
         )
         self._slots = 0
-        self._state = self._fresh(SLOTS_MIN)
+        self._key, self._interval = Rows((KEY_COLUMNS,), np.int64), Rows((), np.float64)
+        self._partition = np.full((self.partitions, PARTITION_COLUMNS), -1, np.int64)
+        self._partition[:, [CLOCK, LEAD_MS, RESUMED, FLOOR]] = NEVER
+        self._pace = np.zeros(self.partitions)
+        for rows in (self._key, self._interval):
+            rows.reserve(1)
 
-    def _fresh(self, slots: int) -> _State:
-        """State in which nothing was seen."""
-        key = np.zeros((slots, KEY_COLUMNS), np.int64)
-        key[:, [LATEST, SEEN, SINCE]] = NEVER
-        key[:, NEXT] = -1
-        partition = np.full((self.partitions, PARTITION_COLUMNS), -1, np.int64)
-        partition[:, [CLOCK, LEAD_MS, RESUMED]] = NEVER
-        return _State(key, np.zeros(slots), partition, np.zeros(self.partitions))
+    @property
+    def _state(self) -> _State:
+        return _State(self._key.array, self._interval.array, self._partition, self._pace)
 
     def ensure(self, slots: int) -> None:
         """Have room for slots 0 .. slots-1."""
         if slots <= self._slots:
             return
-        old = self._state
-        room = old.key.shape[0]
-        if slots > room:
-            grown = self._fresh(max(slots, 2 * room))
-            grown.key[:room] = old.key
-            grown.interval[:room] = old.interval
-            self._state = _State(grown.key, grown.interval, old.partition, old.pace)
+        for rows in (self._key, self._interval):
+            rows.reserve(slots)
+        fresh = self._key.array[self._slots : slots]
+        fresh[:, [LATEST, SEEN, SINCE]] = NEVER
+        fresh[:, NEXT] = -1
         self._slots = slots
 
     def observe(
-        self, partition: I32, slots: I32, time_ms: I64, usual_ms: F64 | None = None
+        self,
+        partition: I32,
+        slots: I32,
+        time_ms: I64,
+        usual_ms: F64 | None = None,
+        gone: tuple[I64, I64] = _NONE,
     ) -> list[Silence]:
         """Hear N records in batch order (offset order within each partition).
 
@@ -260,6 +335,8 @@ class Missing:
             time_ms: (N,) time of each record.
             usual_ms: out, (N,) the usual interval of each record's key as of that record; left
                 as it is where none is known.
+            gone: keys that are forgotten: (G,) index of the record that needed the room,
+                ascending, and (G,) slots, all of that record's partition.
 
         Returns:
             Silences by index; those that one record showed, in the order in which their keys first
@@ -278,6 +355,8 @@ class Missing:
             np.require(partition, np.int32, ["C", "W", "A"]),
             np.require(slots, np.int32, ["C", "W", "A"]),
             np.require(time_ms, np.int64, ["C", "W", "A"]),
+            np.require(gone[0], np.int64, ["C", "W", "A"]),
+            np.require(gone[1], np.int64, ["C", "W", "A"]),
             self._rule,
             self._state,
             out,
@@ -304,7 +383,9 @@ class Missing:
             if name not in saved:
                 raise ArtifactError(f"state of the missing stage lacks `{name}`", hint=hint)
         size = int(saved["key"].shape[0])
-        state = self._fresh(max(size, SLOTS_MIN))
+        fresh = Missing(self._settings, self.partitions)
+        fresh.ensure(size)
+        state = fresh._state
         places = {"key": state.key[:size], "interval": state.interval[:size]}
         places |= {"partition": state.partition, "pace": state.pace}
         for name, place in places.items():
@@ -312,7 +393,9 @@ class Missing:
                 message = f"state `{name}` has shape `{saved[name].shape}`, needs `{place.shape}`"
                 raise ArtifactError(message, hint=hint)
             place[:] = saved[name]
-        self._state, self._slots = state, size
+        if not _sound(state, size):
+            raise ArtifactError("state of the missing stage has chains that lead astray", hint=hint)
+        self.__dict__.update(fresh.__dict__)
 
 
 def warm_missing() -> None:
@@ -321,3 +404,4 @@ def warm_missing() -> None:
     missing.ensure(1)
     one = np.zeros(1, np.int32)
     missing.observe(one, one, np.zeros(1, np.int64))
+    missing.load(missing.state())

@@ -53,6 +53,7 @@ def _segments(levels: tuple[Level, ...]) -> Segments:
     values = np.arange(160.0).reshape(80, 2) % 7.0
     touched = np.zeros(1, np.int32)
     keys.append(touched, np.array([64], np.int32), values[:64], levels)
+    keys.load(keys.state())
     return keys.append(touched, np.array([16], np.int32), values[64:], levels).segments
 
 

@@ -236,7 +236,7 @@ def test_a_new_key_that_finds_no_room_is_rejected_with_its_bytes() -> None:
     late = Out("in", b"h1", body(host="one too many"))
     # A bad record in front: where a reject's bytes lie is not where its columns do.
     log.write([*records[:60], Out("in", b"h1", b"["), late, *records[60:]])
-    detector = spec("d", "in", keys_max=len(KEYS))
+    detector = spec("d", "in", keys_max=len(KEYS), keys_full="reject")
     lane = make(detector, log, partitions)
     with running(lane):
         until(lambda: lag(log, detector, partitions) == 0)

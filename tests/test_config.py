@@ -72,6 +72,7 @@ def test_every_field_a_lane_knows_can_be_set(tmp_path: Path) -> None:
     lost: continue
     replay_max: 5
     keys_max: 11
+    keys_full: reject
     batch_records: 13
     batch_wait_ms: 170
     in_flight: 3

@@ -190,7 +190,8 @@ def test_a_snapshot_is_untouched_by_what_comes_later() -> None:
     kept = {name: array.copy() for name, array in state.items()}
     append(history, {1: walk(12, 50, 1)})
     assert all(np.array_equal(state[name], kept[name]) for name in kept)
-    assert all(array.shape[0] == 2 for array in state.values())
+    assert [state[name].shape[0] for name in ("index", "stats")] == [2, 2]
+    assert state["rings"].shape == (50 + 50 // 4 + 50 // 8,)  # what slot 1 has, and no more
 
 
 def test_a_snapshot_of_another_number_of_channels_is_refused() -> None:

@@ -83,7 +83,7 @@ def test_a_key_larger_than_the_arena_fits() -> None:
 
 
 KEYS = st.lists(
-    st.tuples(st.sampled_from([0, 1, 2**31 - 1]), st.binary(max_size=3) | st.binary(max_size=20)),
+    st.tuples(st.sampled_from([0, 1, 7]), st.binary(max_size=3) | st.binary(max_size=20)),
     max_size=3 * AHEAD,
 )
 
@@ -97,7 +97,7 @@ def test_the_table_does_what_a_dictionary_does_however_batches_are_cut(
     known: dict[tuple[int, bytes], int] = {}
     expected: list[int] = []
     for key in pairs:
-        if key not in known and len(known) < keys_max:
+        if key not in known and sum(p == key[0] for p, _ in known) < keys_max:
             known[key] = len(known)
         expected.append(known.get(key, -1))
     found: list[int] = []
@@ -128,7 +128,10 @@ def test_a_loaded_table_goes_on_where_the_saved_one_stood() -> None:
     assert {name: array.dtype for name, array in state.items()} == {
         "partition": np.int32,
         "size": np.int32,
+        "seen": np.int64,
+        "records": np.int64,
         "text": np.uint8,
+        "partitions": np.int64,
     }
 
 
