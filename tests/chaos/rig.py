@@ -314,7 +314,8 @@ class Rig:
         self.brokers.start()
         self.clock.preload()
         try:
-            os.environ["PYTHONPATH"] = str(HERE.parent)
+            before = os.environ.get("PYTHONPATH", "")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before, str(HERE.parent))))
             runtime.start_local(64)
         finally:
             self.clock.unload()
