@@ -320,7 +320,10 @@ def unmade(fault: Fault, settings: Mapping[str, Any]) -> ConfigError:
                     stream.read(1)
             except OSError as error:
                 why = (error.strerror or "it is not there").lower()
-                return ConfigError(f"cannot read `kafka.security.{ours}`: `{path}`: {why}")
+                return ConfigError(
+                    f"cannot read `kafka.security.{ours}`: `{path}`: {why}",
+                    hint="every node that runs raywatch needs the file, readable",
+                )
             hint = "a PEM file"
             if ours == "key":
                 hint += ", the key of `certificate`; is `key_password` right, if it has one?"

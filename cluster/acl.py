@@ -13,10 +13,13 @@ WRITE and READ imply DESCRIBE. Not needed: anything on the cluster, ALTER, DELET
 those who only look.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 
+from raywatch.actors import kafka_security
 from raywatch.actors.kafka_security import PROBE, Right
 from raywatch.cluster.config import Config
+
+IMPLIED = ("Create", "Describe")  # who may write may see; who made a topic may keep the right
 
 
 def rights(config: Config, topics: Collection[str] = ()) -> dict[Right, str]:
@@ -45,3 +48,27 @@ def rights(config: Config, topics: Collection[str] = ()) -> dict[Right, str]:
     needed[Right("topic", config.audit, "Read")] = "decisions, when a supervisor starts"
     needed[Right("transactional-id", PROBE, "Write")] = "whether transactions work"
     return needed
+
+
+def principal(config: Config) -> str:
+    """Whom brokers take raywatch for; no secret is read for it."""
+    security = config.kafka.security
+    return kafka_security.principal(
+        {
+            "security.protocol": security.protocol,
+            "sasl.mechanism": security.mechanism,
+            "sasl.username": security.username,
+            "sasl.oauthbearer.client.id": security.username,
+            "ssl.certificate.location": security.certificate,
+        }
+    )
+
+
+def more(needed: Collection[Right], held: Mapping[Right, bool | None]) -> Iterator[str]:
+    """What a principal may do beyond its needs, a sentence a resource."""
+    extra: dict[str, list[str]] = {}
+    for right, there in held.items():
+        if there and right not in needed and right.operation not in IMPLIED:
+            extra.setdefault(f"{right.resource} `{right.name}`", []).append(right.operation)
+    for resource, operations in sorted(extra.items()):
+        yield f"{', '.join(sorted(operations)).upper()} on {resource}: more than raywatch needs"

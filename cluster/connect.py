@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from raywatch.actors.kafka_security import Right, Rights
 from raywatch.actors.ports import Log, Partition
 from raywatch.cluster.config import Config, Detector
 from raywatch.models.errors import ConfigError
@@ -58,6 +59,13 @@ def no_topic(topic: str, detector: str, known: Iterable[str]) -> ConfigError:
     else:
         hint = "create it: these brokers hold no topic at all"
     return ConfigError(f"topic `{topic}` of detector `{detector}` does not exist", hint=hint)
+
+
+def must_see(log: Log, topic: str) -> None:
+    """Raises ConfigError if brokers do not list a topic because raywatch may not read it."""
+    rights: Rights | None = getattr(log, "rights", None)  # Kafka's alone
+    if rights is not None:
+        rights.ask(Right("topic", topic, "Read"), "it is not there, or not to be seen")
 
 
 def sample_fields(log: Log, detector: Detector) -> list[str]:

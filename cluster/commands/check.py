@@ -4,6 +4,7 @@ Asks in the order in which things depend on each other, says every answer, and c
 (but for one empty transaction that shows whether transactions work).
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from raywatch.actors.kafka_security import Right
 from raywatch.actors.ports import Bounds, Committed, Log, Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster import insecure
 from raywatch.cluster.config import Config, load
 from raywatch.cluster.growth import grown
-from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result
-from raywatch.models.errors import EXIT_CHANGE, EXIT_NO, EXIT_OK, EXIT_UNREACHABLE, RaywatchError
+from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result, say
+from raywatch.models.errors import (
+    EXIT_CHANGE,
+    EXIT_NO,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    ConfigError,
+    RaywatchError,
+)
 
 SHOWN_MAX = 5  # partitions that one line names
 
@@ -53,14 +62,29 @@ def failed(error: RaywatchError, before: str = "") -> Finding:
 def check(
     config: ConfigPath,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the brokers.")] = False,
+    acl: Annotated[
+        bool,
+        typer.Option("--acl", help="Print the commands that give the least rights."),
+    ] = False,
+    principal: Annotated[
+        str,
+        typer.Option(
+            "--principal",
+            metavar="User:NAME",
+            help="Whom the brokers take raywatch for, where the config does not tell (--acl).",
+        ),
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
     """Say whether a config, its models and its brokers are ready.
 
     Exit code 0 ready, 1 somebody else is in the way, 2 a file or a right must change, 3 a broker
-    did not answer. A warning (!) is no failure.
+    did not answer. A warning (!) is no failure. With --acl, stdout is a script for whoever may
+    alter ACLs, and what the brokers say of each right goes to stderr.
     """
     settings = load(config)
+    if acl:
+        _acl(settings, principal, offline, json)
     findings = [ok(f"`{config}` is a valid config"), *locally(settings)]
     findings += _insecure(settings, config)
     if settings.kafka.embedded:
@@ -79,6 +103,81 @@ def check(
     }
     result(found, json, _lines)
     raise typer.Exit(code)
+
+
+def _acl(config: Config, principal: str, offline: bool, json: bool) -> None:
+    """Print the commands that give the least rights, and test each right. Raises typer.Exit."""
+    from raywatch.actors.kafka_security import commands
+    from raywatch.cluster import acl
+
+    if config.kafka.embedded:
+        raise ConfigError("`kafka: embedded` asks nobody who he is: there are no rights to give")
+    if principal and not principal.startswith("User:"):
+        raise ConfigError(f"`--principal` must be `User:NAME`, got `{principal}`")
+    who = principal or acl.principal(config)
+    needed, held, findings = acl.rights(config), {}, list[Finding]()
+    if not offline:
+        try:
+            needed, held = _held(config)
+            findings += _rights(needed, held)
+        except RaywatchError as error:
+            findings.append(failed(error))
+    code, lines = exit_code(findings), list(commands(needed, who, config.kafka.bootstrap))
+    for each in findings:
+        say(mark(each.state, each.words, sys.stderr))
+        if each.hint:
+            say(f"  hint: {each.hint}")
+    rights = [
+        {
+            "operation": right.operation, "resource": right.resource, "name": right.name,
+            "prefixed": right.prefixed, "for": why, "held": held.get(right),
+        }
+        for right, why in needed.items()
+    ]  # fmt: skip
+    found = {
+        "principal": who,
+        "ready": code == EXIT_OK and not offline,
+        "exit_code": code,
+        "commands": lines,
+        "rights": rights,
+        "more": list(acl.more(needed, held)),
+    }
+    result(found, json, lambda found: found["commands"])
+    raise typer.Exit(code)
+
+
+def _held(config: Config) -> tuple[dict[Right, str], dict[Right, bool | None]]:
+    """What is needed where these topics are, and what the brokers say that there is."""
+    from raywatch.cluster import acl
+    from raywatch.cluster.connect import open_log
+
+    log = open_log(config)
+    try:
+        needed = acl.rights(config, log.topics())
+        ask: Callable[[list[Right]], dict[Right, bool | None]] = getattr(log, "held")  # noqa: B009
+        return needed, ask(list(needed))
+    finally:
+        log.close()
+
+
+def _rights(needed: Mapping[Right, str], held: Mapping[Right, bool | None]) -> Iterator[Finding]:
+    from raywatch.cluster import acl
+
+    for right, why in needed.items():
+        if held[right]:
+            yield ok(f"{right} ({why})")
+        elif held[right] is None:
+            yield warn(f"{right} ({why}): nobody can say before the topic is there")
+        else:
+            yield Finding("fail", f"{right} is missing ({why})", exit_code=EXIT_CHANGE)
+    extra = list(acl.more(needed, held))
+    if any("ALTER" in each for each in extra):
+        yield warn(
+            "may do everything: a super user, or brokers that check no rights",
+            "an `authorizer.class.name`, and a principal of raywatch's own",
+        )
+    else:
+        yield from map(warn, extra)
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -217,11 +316,15 @@ def _transactions(probe: Callable[[], str | None]) -> Iterator[Finding]:
 
 
 def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[Finding]:
-    from raywatch.cluster.connect import no_topic
+    from raywatch.cluster.connect import must_see, no_topic
 
     missing = [each for each in spec.topics if not topics.get(each)]
     for each in missing:
-        yield failed(no_topic(each, spec.name, topics))
+        try:
+            must_see(log, each)
+            yield failed(no_topic(each, spec.name, topics))
+        except ConfigError as error:
+            yield failed(error, f"{spec.name}: ")
     partitions = [
         Partition(each, number) for each in spec.topics for number in range(topics.get(each, 0))
     ]
