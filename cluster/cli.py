@@ -36,6 +36,7 @@ COMMANDS = {
     "rejects": "Read the records that could not be decoded.",
     "models": "List, show and train models.",
     "rollout": "Replace a model while it runs.",
+    "drill": "Break a part of the running service, and see it recover.",
     "version": "Say which version this is.",
 }
 

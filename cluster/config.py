@@ -260,6 +260,11 @@ class Config(Settings):
     audit: Topic = Field(
         default="raywatch.audit", description="Topic for decisions: who did what, and why."
     )
+    drills: Literal["allow", "forbid"] = Field(
+        default="forbid",
+        description="Whether `raywatch drill` may kill and freeze parts of the running service to "
+        "show that it recovers.",
+    )
 
     @field_validator("kafka", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.store import open_store
 from raywatch.cluster import assign
 from raywatch.cluster.config import Config, Pool
-from raywatch.cluster.connect import no_topic, sample_fields
+from raywatch.cluster.connect import must_see, no_topic, sample_fields
 from raywatch.cluster.growth import added
 from raywatch.cluster.insecure import of_config
 from raywatch.cluster.page_spec import PageSpec
@@ -56,6 +56,7 @@ class Deployment:
     digest: str = ""  # of the config
     config_path: str = "CONFIG"
     notes: tuple[str, ...] = ()  # what was found out on the way, for the journal
+    drills: bool = False  # whether parts of it may be hurt on purpose
 
     def __repr__(self) -> str:
         names = ", ".join(d.spec.name for d in self.detections)
@@ -99,7 +100,7 @@ def prepare(
     for detector in config.detectors:
         fields = sample_fields(log, detector) if detector.record.patterns else None
         lane_spec = config.disguised(config.spec(detector.name, fields))
-        partitions = _partitions(lane_spec, topics)
+        partitions = _partitions(lane_spec, topics, log)
         _refuse_members(log, lane_spec)
         new = added(partitions, log.committed(lane_spec.group, partitions))
         if new:
@@ -138,15 +139,17 @@ def prepare(
         digest=hashlib.blake2b(config.model_dump_json().encode(), digest_size=4).hexdigest(),
         config_path=path,
         notes=tuple(notes),
+        drills=config.drills == "allow",
     )
 
 
-def _partitions(spec: DetectorSpec, topics: dict[str, int]) -> list[Partition]:
+def _partitions(spec: DetectorSpec, topics: dict[str, int], log: Log) -> list[Partition]:
     found: list[Partition] = []
     for topic in spec.topics:
         if topic not in topics:
             raise no_topic(topic, spec.name, topics)
         found += [Partition(topic, number) for number in range(topics[topic])]
+            must_see(log, topic)
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.state as ray_state
 import ray._private.worker as ray_worker
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
@@ -23,6 +24,7 @@ from ray._private.authentication.authentication_token_setup import (
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raywatch.actors import runtime as actors
 from raywatch.actors.owner import OwnerReport, Roster
@@ -334,3 +336,50 @@ def call(handle: Any, method: str, *arguments: Any, timeout_s: float = CALL_S) -
 def end(handle: Any) -> None:
     """End an actor for good."""
     ray.kill(handle, no_restart=True)
+
+
+# ---- drills ----------------------------------------------------------------------------------
+
+
+class _Hand:
+    """Sends signals on one machine, to processes of ours and to no others."""
+
+    def send(self, pid: int, title: str, number: int) -> bool:
+        """Whether the process was there; `title` is what Ray calls its actor."""
+        try:
+            named = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::" + title.encode())
+            if named:
+                os.kill(pid, number)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return named
+
+
+class Grip:
+    """An actor's process, held so that a drill can hurt it at once."""
+
+    def __init__(self, name: str) -> None:
+        """Find the process and put a hand beside it. Raises Unreachable."""
+        handle = actors.find(name)
+        found: dict[str, Any] = ray_state.actors(actor_id=handle._actor_id.hex())
+        self.name, self.pid = name, int(found.get("Pid") or 0)
+        self._title = str(found.get("ActorClassName", "")).rpartition(".")[2]
+        if not self.pid or found.get("State") != "ALIVE":
+            raise Unreachable(f"`{name}` does not run", hint="`raywatch status` says what does")
+        node = str(found["Address"]["NodeID"])
+        decorate: Any = ray.remote(num_cpus=0, max_restarts=0)
+        self._hand = (
+            decorate(_Hand)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote()
+        )
+        self.send(0)  # it is there, and so is the process
+
+    def send(self, number: int) -> None:
+        """Send a signal; 0 only asks whether the process is there. Raises Unreachable."""
+        if not call(self._hand, "send", self.pid, self._title, number):
+            raise Unreachable(f"the process `{self.pid}` of `{self.name}` is no more")
+
+    def let_go(self) -> None:
+        """End the hand."""
+        end(self._hand)

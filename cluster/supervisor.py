@@ -19,6 +19,7 @@ from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import Pool, open_log
 from raywatch.actors.store import open_store
 from raywatch.cluster import journal, rollout
+from raywatch.cluster.connect import must_see
 from raywatch.cluster.deployment import Deployment, Detection, artifact_name
 from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.metrics import Metrics
@@ -39,6 +40,7 @@ TICK_S = 0.5
 ASK_S = 0.3  # Longest wait for reports in a tick: the slow ones come with a later one.
 AUDIT_MAX = 200_000  # Newest audit records that are read at a start.
 AGAIN_S = 3_600.0  # What must be remembered is written again this often: it stays among those.
+BLOCKED_S = 60.0  # A lane that was not blocked for so long is spoken of anew if it is.
 PAGE_AGAIN_S = 10.0  # Between two attempts to have the page's port.
 BEGIN_S = 2.0  # Between two attempts to begin.
 
@@ -64,7 +66,8 @@ class Supervisor:
         self.audit = specs[0].audit
         self.watches: dict[str, Watch] = {}
         self._stuck: RaywatchError = Unreachable(f"topic `{self.audit}` is being read")
-        self._noted = self._tried = self.began
+        self._noted = self._tried = self._drilled = self.began
+        self._blocked: dict[str, float] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._latest: dict[str, Any] = {}
@@ -162,7 +165,10 @@ class Supervisor:
         """The newest `serve` record of each detector, and the newest sentences, oldest first."""
         told: dict[str, dict[str, Any]] = {}
         sentences: deque[journal.Entry] = deque(maxlen=500)
-        partitions = [Partition(self.audit, n) for n in range(self.log.topics().get(self.audit, 0))]
+        count = self.log.topics().get(self.audit, 0)
+        if not count:  # what was decided before must not look like nothing
+            must_see(self.log, self.audit)
+        partitions = [Partition(self.audit, number) for number in range(count)]
         bounds = self.log.bounds(partitions)
         source = self.log.source("", partitions)
         try:
@@ -221,8 +227,19 @@ class Supervisor:
         for words in (each.words for each in self.reader.growth):
             if all(entry.words != words for entry in self.journal):
                 self.say("fault", words, label="partitions added")
+        self._say_blocked(now)
         self._latest = self.view.snapshot(self.clock.now_ms(), now)
         self.metrics.update(self._latest)
+
+    def _say_blocked(self, now: float) -> None:
+        """Each reason once while it lasts: blocked lanes try again every few seconds."""
+        said = [words for watch in self.watches.values() for words in watch.blocked()]
+        there = [words for words in said if " is blocked: " in words]
+        for words in there:
+            if words not in self._blocked:
+                self.say("fault", words, label="blocked")
+        kept = {words: at for words, at in self._blocked.items() if now - at < BLOCKED_S}
+        self._blocked = kept | dict.fromkeys(there, now)
 
     def _scale(self, watch: Watch, now: float) -> None:
         decision, before = watch.decide(now, self.reader)
@@ -430,6 +447,24 @@ class Supervisor:
                     {"name": s.name, "version": s.version, "state": s.state} for s in keeper.seen()
                 ],
             }
+
+    def drill(self, note: dict[str, str | float | None]) -> None:
+        """Write down that a drill begins (`lasts_s`) or ends; it is in the log on return.
+
+        Raises ConfigError where none may be held, Refused where one is, Unreachable.
+        """
+        now, lasts_s = self.clock.monotonic(), note.get("lasts_s")
+        if not self.deployment.drills:
+            raise ConfigError(
+                "this deployment does not allow drills",
+                hint="set `drills: allow` in its config, and deploy it again",
+            )
+        if lasts_s is not None and now < self._drilled:
+            raise Refused("another drill is being held", hint="wait until it ends")
+        at = {"schema": "raywatch.audit/1", "what": "drill", "at_ms": self.clock.now_ms()}
+        self.reader.write_now(Out(self.audit, b"drill", json.dumps({**at, **note}).encode()))
+        self._drilled = now + float(lasts_s or 0.0)
+        self.say("drill", str(note["words"]), label="drill")
 
     def _one(self, detector: str) -> Watch:
         if not self.watches:
