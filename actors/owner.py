@@ -75,6 +75,7 @@ class OwnerReport:
     age_s: float
     exactly_once: bool | None = None
     node: str = ""
+    parked: bool = False  # it stands by: its lanes have not been started
     extra: dict[str, str] = field(default_factory=lambda: {})
 
 
@@ -101,8 +102,9 @@ class Owner:
         epoch: str,
         score_timeout_s: float = 5.0,
         die: Callable[[BaseException], None] = _die,
+        parked: bool = False,
     ) -> None:
-        """Start the lanes at once; they wait for a roster."""
+        """Start the lanes at once, unless `parked`; they wait for a roster."""
         self.name, self.spec, self.epoch = name, spec, epoch
         self._clock, self._members, self._die = clock, members, die
         self._began = clock.monotonic()
@@ -131,10 +133,18 @@ class Owner:
             for number, lane in self.lanes.items()
         ]
         self._watch = threading.Thread(target=self._watchdog, name="watchdog", daemon=True)
-        for thread in (*self._threads, self._watch):
-            thread.start()
+        self._parked = True
+        if not parked:
+            self.begin()
 
     # ---- control ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the lanes, if they have not been started."""
+        if self._parked:
+            self._parked = False
+            for thread in (*self._threads, self._watch):
+                thread.start()
 
     def enlist(self, roster: Roster, members: Mapping[str, Member]) -> None:
         """Use this pool from now on. Older rosters than the one in use are ignored."""
@@ -147,6 +157,8 @@ class Owner:
         """Finish and commit what was pulled; whether all lanes ended within `wait_s`."""
         for lane in self.lanes.values():
             lane.stop()
+        if self._parked:
+            return True
         until = time.monotonic() + wait_s
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -170,6 +182,7 @@ class Owner:
             rss_bytes=_rss_bytes(),
             age_s=self._clock.monotonic() - self._began,
             exactly_once=min(modes) if modes else None,
+            parked=self._parked,
         )
 
     # ---- lanes -----------------------------------------------------------------------------

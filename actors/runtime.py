@@ -177,6 +177,7 @@ class OwnerActor:
         log: LogSpec,
         store: str,
         score_timeout_s: float,
+        parked: bool,
     ) -> None:
         warm()
         warm_decode()
@@ -191,8 +192,10 @@ class OwnerActor:
             members=Members(clock, wrap),
             epoch=uuid.uuid4().hex[:12],
             score_timeout_s=score_timeout_s,
+            parked=parked,
         )
-        self._ask(spec.name)
+        if not parked:
+            self._ask(spec.name)
         # Messages and columns are many, short-lived and without cycles: walking them costs more
         # than consuming them.
         gc.freeze()
@@ -212,6 +215,12 @@ class OwnerActor:
     def enlist(self, pool: Pool) -> None:
         """Use these scorers."""
         self._owner.enlist(pool.roster, pool.members())
+
+    @ray.method(concurrency_group="control")
+    def begin(self, pool: Pool) -> None:
+        """Take the lanes that it stood by for, with these scorers."""
+        self._owner.enlist(pool.roster, pool.members())
+        self._owner.begin()
 
     @ray.method(concurrency_group="control")
     def report(self) -> OwnerReport:
@@ -246,9 +255,10 @@ def start_owner(
     log: LogSpec,
     store: str,
     cpus: float,
+    parked: bool = False,
     score_timeout_s: float = 5.0,
 ) -> Any:
-    """Create an owner, or find the one that has this name."""
+    """Create an owner, or find the one that has this name; `parked`, it waits for `begin`."""
     actor = _remote(
         OwnerActor,
         max_restarts=-1,
@@ -257,7 +267,9 @@ def start_owner(
         num_cpus=cpus,
         scheduling_strategy=APART,
     )
-    return actor.options(**_named(name)).remote(name, spec, lanes, log, store, score_timeout_s)
+    return actor.options(**_named(name)).remote(
+        name, spec, lanes, log, store, score_timeout_s, parked
+    )
 
 
 def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0) -> Any:

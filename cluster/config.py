@@ -19,7 +19,7 @@ from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.page_spec import PageSpec, is_loopback
 from raywatch.cluster.schema import Detector, Settings, Topic
-from raywatch.cluster.secret import Secret
+from raywatch.cluster.secret import SECRET, Secret, holds_credentials
 from raywatch.models.errors import ConfigError
 
 DETECTORS_MAX = 256  # each is a consumer group, lanes and topics of its own
@@ -71,6 +71,13 @@ class Security(Settings):
     )
     key: str = Field(default="", description="PEM file of the client's private key (mutual TLS).")
     key_password: Secret | None = Field(default=None, description="Password of that key.")
+
+    @field_validator("token_url")
+    @classmethod
+    def _no_credentials(cls, url: str) -> str:
+        if holds_credentials(url):
+            raise ValueError("it holds credentials: `username` and `password` are for them")
+        return url
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -131,9 +138,17 @@ class Kafka(Settings):
         for name in settings:
             if name in OWNED:
                 raise ValueError(f"`{name}` is set by raywatch: it carries a promise")
-            if re.search(r"password|secret|\.jaas\.|key\.pem|token$", name):
-                raise ValueError(f"`{name}` is a secret: put a reference under `security`")
+            if re.search(SECRET, name):
+                shown = name.partition("=")[0]
+                raise ValueError(f"`{shown}` is a secret: put a reference under `security`")
         return settings
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _no_credentials(cls, bootstrap: str) -> str:
+        if any(holds_credentials(each) for each in bootstrap.split(",")):
+            raise ValueError("`bootstrap` holds credentials: put a reference under `security`")
+        return bootstrap
 
     @property
     def embedded(self) -> bool:
@@ -157,6 +172,11 @@ class Owners(Settings):
         gt=0.0,
         le=64.0,
         description="CPUs that Ray reserves for each; never 0: such actors pin nodes.",
+    )
+    standby: bool = Field(
+        default=False,
+        description="Keep a warm process beside each owner that takes its lanes at once when it "
+        "dies; it reserves the same CPUs again, and the memory of an owner without keys.",
     )
 
 
@@ -265,6 +285,13 @@ class Config(Settings):
         description="Whether `raywatch drill` may kill and freeze parts of the running service to "
         "show that it recovers.",
     )
+
+    @field_validator("store", "models")
+    @classmethod
+    def _no_credentials(cls, place: str) -> str:
+        if "://" in place and holds_credentials(place):
+            raise ValueError("it holds credentials: they come from a role, variables or a profile")
+        return place
 
     @field_validator("kafka", mode="before")
     @classmethod

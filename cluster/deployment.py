@@ -57,6 +57,7 @@ class Deployment:
     config_path: str = "CONFIG"
     notes: tuple[str, ...] = ()  # what was found out on the way, for the journal
     drills: bool = False  # whether parts of it may be hurt on purpose
+    standby: bool = False  # whether each owner has a warm successor
 
     def __repr__(self) -> str:
         names = ", ".join(d.spec.name for d in self.detections)
@@ -140,6 +141,7 @@ def prepare(
         config_path=path,
         notes=tuple(notes),
         drills=config.drills == "allow",
+        standby=config.owners.standby,
     )
 
 
@@ -147,9 +149,9 @@ def _partitions(spec: DetectorSpec, topics: dict[str, int], log: Log) -> list[Pa
     found: list[Partition] = []
     for topic in spec.topics:
         if topic not in topics:
+            must_see(log, topic)
             raise no_topic(topic, spec.name, topics)
         found += [Partition(topic, number) for number in range(topics[topic])]
-            must_see(log, topic)
     return found
 
 

@@ -10,7 +10,7 @@ ended when every owner has the new roster and it has nothing left to answer.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from raywatch.actors.owner import OwnerReport, Roster
@@ -33,6 +33,7 @@ START_MAX_S = 300.0  # An actor that never reported is given up after this.
 DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still holds.
 ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
 BACKOFF_MAX_S = 30.0  # Longest pause between two starts of a version that does not start.
+STANDBY_S = 10.0  # Between two attempts to start who stands by for an owner.
 STARTS_KEPT = 20
 
 Say = Callable[[Kind, str, str], None]  # kind, sentence, label of the mark on the page
@@ -60,6 +61,8 @@ class Keeper:
         self.scorers: dict[str, Scorer] = {}
         self.seats: dict[int, str] = {}  # owner seat -> name of its holder
         self.leaving: dict[str, float] = {}  # former holders, and since when
+        self.standbys: dict[int, str] = {}  # owner seat -> who stands by for its holder
+        self._stood_by: dict[int, float] = {}  # seat -> when a standby was last started
         self._generations: dict[int, int] = {}  # seat -> highest one used
         self._fenced: dict[str, float] = {}  # holders that lost a lane, and since when
         self._epochs: dict[str, str] = {}  # holders' processes
@@ -116,9 +119,21 @@ class Keeper:
         """Strike off who spoke or died."""
         reports = {**self.reports(), **self.scorer_reports()}
         present = {*self.scorers, *self.seats.values()}
+        adopted = self.adopting
         self._awaited = {n for n in self._awaited if n in present and n not in reports}
         if now - self._began > ADOPT_S:
             self._awaited = set()
+        if adopted and not self.adopting:
+            self._know_standbys()
+
+    def _know_standbys(self) -> None:
+        """The youngest of a seat may be who stands by: then the one before it is the holder."""
+        for seat, name in self.seats.items():
+            holders = [n for n in self.leaving if self._seat(n) == seat]
+            if _parked(self._crew.posts, name) and holders:
+                self.standbys[seat] = name
+                self.seats[seat] = max(holders, key=self._generation)
+                del self.leaving[self.seats[seat]]
 
     @staticmethod
     def _generation(name: str) -> int:
@@ -170,6 +185,7 @@ class Keeper:
         self._hear(self._clock.monotonic())
         if self.adopting:
             return
+        self._stand_by()
         if wanted is not None:
             self._size(self.target, wanted)
         for version in self._stranded():
@@ -248,14 +264,27 @@ class Keeper:
             post = self._crew.posts[name]
             self._notice_restart(name)
             why = post.gone or self._trouble(post, now)
+            heir = self.standbys.get(seat, "")
+            if post.restarting and _parked(self._crew.posts, heir):
+                why = "its process died"
             if why:
-                words = f"owner {name} is gone ({why}); its lanes get another owner"
+                ready = _parked(self._crew.posts, heir)
+                to = f"go to {heir}, which stood by" if ready else "get another owner"
+                words = f"owner {name} is gone ({why}); its lanes {to}"
                 self._say("fault", words, "owner lost")
                 self.deaths += 1
                 # The old process may live on: its lanes are fenced by the new one's first act,
                 # so it is ended only when the new one works.
                 self.leaving[name] = now
-                self._start_owner(seat)
+                if ready:
+                    self.seats[seat] = self.standbys.pop(seat)
+                    if post.restarting or post.gone:  # nor may Ray start it again
+                        self._crew.end(name)
+                else:
+                    self._start_owner(seat)
+            holder = self.seats[seat]
+            if _parked(self._crew.posts, holder) and not self.adopting:
+                self._crew.begin(holder, self._roster, self._rostered)
         for name in list(self.leaving):
             if self._keeps_seat(name, now):
                 continue
@@ -311,19 +340,40 @@ class Keeper:
             self._say("fault", f"owner {name} died and was started again", "owner lost")
 
     def _successor(self, name: str) -> str:
+        return self.seats.get(self._seat(name), "")
+
+    @staticmethod
+    def _seat(name: str) -> int:
         found = re.search(r"\.owner-(\d+)\.", name)
         assert found is not None, name
-        return self.seats.get(int(found.group(1)), "")
+        return int(found.group(1))
 
-    def _start_owner(self, seat: int) -> None:
+    def _stand_by(self) -> None:
+        """Keep one warm successor beside each owner that works, if that is wanted."""
+        if not self._deployment.standby:
+            return
+        now, posts = self._clock.monotonic(), self._crew.posts
+        for seat, holder in self.seats.items():
+            name = self.standbys.get(seat, "")
+            if name and (posts[name].gone or self._trouble(posts[name], now)):
+                self._crew.end(name)
+                del self.standbys[seat]
+            late = now - self._stood_by.get(seat, -STANDBY_S) >= STANDBY_S
+            if seat not in self.standbys and late and _works(self.reports().get(holder)):
+                self._stood_by[seat] = now
+                self.standbys[seat] = self._start_owner(seat, parked=True)
+
+    def _start_owner(self, seat: int, *, parked: bool = False) -> str:
         generation = self._generations[seat] = self._generations.get(seat, 0) + 1
         name = f"{self.spec.name}.owner-{seat}.g{generation}"
         mine = {n: p for n, p in self.detection.lanes.items() if self.placement[n] == seat}
         self._crew.start_owner(
             name, spec=self.spec, lanes=mine, log=self._deployment.log,
-            store=self._deployment.store, cpus=self._deployment.owner_cpus,
+            store=self._deployment.store, cpus=self._deployment.owner_cpus, parked=parked,
         )  # fmt: skip
-        self.seats[seat] = name
+        if not parked:
+            self.seats[seat] = name
+        return name
 
     def _size(self, version: str, count: int) -> None:
         serving, starting, _ = self.counted(version)
@@ -380,6 +430,13 @@ def _works(report: object) -> bool:
     """Whether an owner reports lanes that all work."""
     lanes = report.lanes if isinstance(report, OwnerReport) else None
     return lanes is not None and all(x.state in ("running", "catching up") for x in lanes)
+
+
+def _parked(posts: Mapping[str, Post], name: str) -> bool:
+    """Whether this owner stands by, warm."""
+    post = posts.get(name)
+    report = None if post is None or post.gone else post.report
+    return isinstance(report, OwnerReport) and report.parked
 
 
 def _state(scorer: Scorer) -> ScorerState:

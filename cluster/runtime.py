@@ -163,6 +163,11 @@ class Post:
     asked: float | None = None  # when the report that is under way was asked for
     ref: Any = None
 
+    @property
+    def restarting(self) -> bool:
+        """Whether its process died, and Ray is starting it again."""
+        return self.heard is not None and self.report is None and not self.gone
+
     def silent_s(self, now: float) -> float:
         """How long a report has been owed."""
         return 0.0 if self.asked is None else now - self.asked
@@ -194,9 +199,12 @@ class Crew:
         log: actors.LogSpec,
         store: str,
         cpus: float,
+        parked: bool,
     ) -> None:
         """Create an owner; its first report says when it is up."""
-        handle = actors.start_owner(name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus)
+        handle = actors.start_owner(
+            name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus, parked=parked
+        )
         self._add(name, handle)
 
     def start_scorer(self, name: str, *, blob: bytes, device: str, cpus: float) -> None:
@@ -250,6 +258,10 @@ class Crew:
         """Tell an owner of its pool; does not wait."""
         members = self.pool(roster, scorers)
         self.posts[owner].handle.enlist.remote(members)
+
+    def begin(self, owner: str, roster: Roster, scorers: Mapping[str, str]) -> None:
+        """Let an owner that stands by take its lanes; does not wait."""
+        self.posts[owner].handle.begin.remote(self.pool(roster, scorers))
 
     def pool(self, roster: Roster, scorers: Mapping[str, str]) -> actors.Pool:
         """A roster with the handles of its scorers (name -> version)."""

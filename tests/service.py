@@ -116,6 +116,7 @@ class Service:
         return {
             lane.lane: (report.epoch, lane.opened)
             for report in self.reports("owner")
+            if not report.parked
             for lane in report.lanes
         }
 

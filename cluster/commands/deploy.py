@@ -125,7 +125,7 @@ def _plan(deployment: "Deployment") -> list[dict[str, Any]]:
 def _cpus(deployment: "Deployment", there: float) -> dict[str, float]:
     """What Ray will be asked for, at the pool's least and most, and what it has now."""
     owners = sum(min(deployment.owners, len(d.lanes)) for d in deployment.detections)
-    held = owners * deployment.owner_cpus
+    held = owners * deployment.owner_cpus * (2 if deployment.standby else 1)
     each = deployment.pool.cpus * len(deployment.detections)
     return {
         "least": held + deployment.pool.min * each,
