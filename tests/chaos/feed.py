@@ -92,10 +92,17 @@ class Feed:
         sys.exit(1)  # the notes would no longer be true
 
     def more(self, count: int) -> None:
-        """Partitions that were added."""
+        """Partitions that were added: the client has to have heard of them first."""
+        until = time.monotonic() + FLUSH_S
+        while len(self._known()) < len(self.sent) + count:
+            assert time.monotonic() < until, "the client does not learn of partitions that came"
+            time.sleep(0.1)
         for number in range(len(self.sent), len(self.sent) + count):
             self._streams.append(records(self._seed + number, EXTRA_KEYS, f"@{number}"))
             self.sent.append(0)
+
+    def _known(self) -> Any:
+        return self._producer.list_topics(self._topic, 10.0).topics[self._topic].partitions
 
     def write(self, count: int) -> None:
         """The next records of all streams."""
@@ -112,7 +119,12 @@ class Feed:
             partition = places.get(key)
             if partition is None:
                 partition = places[key] = place(key, self._base)
-            produce(self._topic, value, key.encode(), partition)
+            while True:
+                try:
+                    produce(self._topic, value, key.encode(), partition)
+                    break
+                except ck.KafkaException:  # metadata from a broker that does not know it yet
+                    self._known()
             sent[partition] += 1
             lines.append(value)
         lines.append(b"")
