@@ -12,8 +12,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 
 from chaos.rig import PARTITIONS, REPLICAS, Rig, running, until
 from confluent_kafka.admin import NewPartitions
@@ -41,20 +41,53 @@ def coordinator_partition(transactional_id: str, partitions: int) -> int:
     return (java_hash(transactional_id) & 0x7FFFFFFF) % partitions
 
 
+class Gate:
+    """Faults of processes go through together; what ends them all goes through alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside, self._wanted = 0, False
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanted)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        with self._changed:
+            self._wanted = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._wanted = False
+                self._changed.notify_all()
+
+
 class Doer:
     """Does faults to a rig, several at a time where they do not exclude each other."""
 
     def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.alone = threading.Lock()  # held by each fault of a process, and by what ends them all
-        self._target, self._undone = threading.local(), threading.local()
+        self.rig, self._gate = rig, Gate()
 
     def do(self, fault: Fault) -> Story:
         """One fault, from the pause before it to the recovery."""
         time.sleep(fault.after_s)
         doing = getattr(self, fault.name.replace("-", "_"))
-        if fault.name.startswith(("owner", "scorer", "supervisor", "partitions", "offsets")):
-            with self.alone:
+        if fault.name.startswith(("partitions", "offsets")):
+            with self._gate.alone():
+                return doing(fault)
+        if fault.name.startswith(("owner", "scorer", "supervisor")):
+            with self._gate.together():
                 return doing(fault)
         return doing(fault)
 

@@ -296,7 +296,7 @@ class Rig:
         settings = {"log.retention.check.interval.ms": "3600000"}
         self.brokers: Any = kafka.KafkaCluster(
             folder / "kafka", port=kafka.free_port(20_000 + os.getpid() % 300 * 32),
-            brokers=REPLICAS, settings=settings, tied=True,
+            brokers=REPLICAS, settings=settings,
         )  # fmt: skip
         self.disk, self.clock = Disk(folder), WallClock(folder)
         self.model = model

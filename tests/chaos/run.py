@@ -2,11 +2,12 @@
 
     python tests/chaos/run.py --faults 200 --minutes 20 --seed 1 --rate 5000 [--only KIND ...]
 
-Faults are drawn from the seed (`cluster/drills/faults.py`), and come in two rows at the same time:
-processes in one, brokers, store, clock and deployment in the other. In the end: committed offsets
-are the ends of the partitions; the alerts under read_committed are those of `backtest` of the same
-records, by everything they say, once each; each fault has a story that was as promised
-(`story.py`). Prints a table, writes JSON, and ends with 0, 1 (something was not as promised) or 2.
+Faults are drawn from the seed (`cluster/drills/faults.py`), and come in three rows at the same
+time: owners and the supervisor; scorers; brokers, store, clock and deployment. In the end:
+committed offsets are the ends of the partitions; the alerts under read_committed are those of
+`backtest` of the same records, by everything they say, once each; each fault has a story that was
+as promised (`story.py`). Prints a table, writes JSON, and ends with 0, 1 (something was not as
+promised) or 2.
 
 It runs in namespaces of its own, so that what it leaves ends with it: that needs root.
 """
@@ -40,7 +41,7 @@ from raywatch.cluster.drills.story import Story, breaches, meanwhile
 from raywatch.models.errors import RaywatchError
 from raywatch.models.registry import build, shipped
 
-PROCESSES = ("owner", "scorer", "supervisor")
+ROWS = ("owners", "scorers", "machinery")  # owners: and the supervisor
 WARM_S = 60.0  # longest wait for the first alert of every lane
 DRAIN_S = 180.0
 PAUSE_S = 0.5  # longest pause between two faults of a row
@@ -92,6 +93,13 @@ def _figures(story: Story) -> str:
 
 def _say(words: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
+def row_of(fault: Fault) -> str:
+    """The row in which a fault waits for its turn."""
+    if fault.name.startswith("scorer"):
+        return "scorers"
+    return "owners" if fault.name.startswith(("owner", "supervisor")) else "machinery"
 
 
 def chosen(asked: argparse.Namespace) -> list[Fault]:
@@ -223,10 +231,7 @@ def chaos(rig: Rig, asked: argparse.Namespace) -> dict[str, Any]:
     doer, began = Doer(rig), time.monotonic()
     limit_s = began + 60.0 * asked.minutes
     _say(f"{len(faults)} faults, seed {asked.seed}, {asked.rate:.0f} records/s, {rig.model}")
-    rows = [
-        Row("processes", doer, [f for f in faults if f.name.startswith(PROCESSES)], limit_s),
-        Row("machinery", doer, [f for f in faults if not f.name.startswith(PROCESSES)], limit_s),
-    ]
+    rows = [Row(name, doer, [f for f in faults if row_of(f) == name], limit_s) for name in ROWS]
     for row in rows:
         row.start()
     for row in rows:
