@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from raywatch.cluster.secret import SECRET, Secret
 from raywatch.models.errors import ConfigError
 
 BYTES_MAX = 1_048_576
@@ -24,6 +25,7 @@ NODES_MAX = 100_000
 TEXT_MAX = 16_384  # characters of one value: YAML's `1:1:1` takes time with the square of it
 PROBLEMS_MAX = 5
 VALUE_CHARS_MAX = 80
+REFERENCE = "write a reference: {env: NAME} or {file: PATH}"
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
@@ -41,13 +43,17 @@ def read(path: Path, model: type[M]) -> M:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"`{path}`{line} is not YAML: {error.problem}") from error
+        raise ConfigError(f"`{path}`{line} is not YAML: {_quiet(error.problem)}") from None
     except RecursionError:
         raise ConfigError(f"`{path}` nests too deep to be a config") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"`{path}` is not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"`{path}` is not YAML: {_quiet(str(error).splitlines()[0])}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"`{path}` must be a mapping of settings, got `{_shown(tree)}`")
+        # What it is instead is not shown: it may be the file of a secret.
+        raise ConfigError(
+            f"`{path}` must be a mapping of settings, it is a {type(tree).__name__}",
+            hint="start with configs/local.yaml",
+        )
     try:
         # Strict, so that `lanes: true` is not 1; as JSON, so that a list may become a tuple.
         return model.model_validate_json(_as_json(tree, path), strict=True)
@@ -131,6 +137,9 @@ def _problem(
     name = ".".join(str(each) for each in location)
     line = f" line {_line(node, location)}" if location else ""
     where = f"`{path}`{line}: " + (f"`{name}` " if name else "")
+    if error["type"] == "extra_forbidden" and _is_secret(model, location[:-1]):
+        parent = ".".join(str(each) for each in location[:-1])  # `password: {hunter2}` is a name
+        return f"`{path}`{line}: `{parent}` is no reference to a secret", REFERENCE
     if error["type"] == "extra_forbidden":
         known = fields_at(model, location[:-1])
         meant = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
@@ -150,8 +159,8 @@ def _problem(
     given = error["input"]
     if isinstance(given, Mapping | Sequence) and not isinstance(given, str):
         return where + words, _description(model, location)
-    if re.search(r"password|token|secret", name):
-        return f"{where}{words} (not shown)", "write a reference: {env: NAME} or {file: PATH}"
+    if re.search(SECRET, name) or _is_secret(model, location):
+        return f"{where}{words} (not shown)", REFERENCE
     return f"{where}{words}, got `{_shown(given)}`", _description(model, location)
 
 
@@ -223,6 +232,22 @@ def _description(model: type[BaseModel], location: Location) -> str:
     parent = _owner(model, tuple(names[:-1]))
     field = parent.model_fields.get(names[-1]) if parent is not None else None
     return f"{names[-1]}: {field.description}" if field is not None and field.description else ""
+
+
+def _is_secret(model: type[BaseModel], location: Location) -> bool:
+    """Whether a setting is a reference to a secret, or lies in one."""
+    names = [each for each in location if isinstance(each, str)]
+    for size in range(1, len(names) + 1):
+        parent = _owner(model, tuple(names[: size - 1]))
+        field = parent.model_fields.get(names[size - 1]) if parent is not None else None
+        if field is not None and model_of(field.annotation) is Secret:
+            return True
+    return False
+
+
+def _quiet(problem: str | None) -> str:
+    """What the YAML parser says, without what it quotes beyond single signs."""
+    return re.sub(r"(['\"]).{2,}\1", "...", problem or "")
 
 
 def _shown(value: object) -> str:

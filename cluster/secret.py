@@ -4,6 +4,7 @@ A secret is read where it is needed and kept nowhere else. Only this file reads 
 """
 
 import os
+import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from raywatch.models.errors import ConfigError
 
 SECRET_BYTES_MAX = 65_536
+# Names whose values are secrets, of ours and of client libraries.
+SECRET = r"(?i)password|passphrase|secret|token$|\.jaas\.|key\.pem|pseudonym_key"
 
 
 class Settings(BaseModel):
@@ -24,6 +27,16 @@ class Settings(BaseModel):
 def variable(name: str) -> str:
     """A variable that is no secret, "" where it is not set."""
     return os.environ.get(name, "")
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a URL, or one without a scheme, has a user or a secret in it."""
+    place, _, query = url.partition("?")
+    names = [each.partition("=")[0] for each in query.split("&")]
+    host = place.partition("://")[2] or place
+    return "@" in host.partition("/")[0] or any(
+        re.search(f"{SECRET}|access_key|credential|sig", each) for each in names
+    )
 
 
 class Secret(Settings):

@@ -93,7 +93,10 @@ def fetch(
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(f"`{url}` is no address of a page", hint="http://127.0.0.1:8787")
+        # It is not shown: what stands there instead may be a token.
+        raise ConfigError("`--url` is no address of a page", hint="http://127.0.0.1:8787")
+    if "@" in parts.netloc:
+        raise ConfigError("`--url` holds credentials", hint="`raywatch status CONFIG` has a token")
     address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/snapshot.json"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(address, headers=headers)
