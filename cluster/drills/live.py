@@ -248,7 +248,7 @@ class Drill:
         now, notes = self.scene.clock.monotonic(), self.notes
         for topic, tail in self._tails.items():
             with suppress(RaywatchError):
-                for value in tail.fetch(5_000, 0.05).values:
+                for value in tail.fetch(5_000, 0.01).values:
                     body: dict[str, Any] = json.loads(value or b"{}")
                     if topic == self.scene.spec.alerts:
                         notes.alerts.append(body)
