@@ -28,6 +28,7 @@ from raywatch.cluster.reader import Reader
 from raywatch.cluster.runtime import Crew
 from raywatch.cluster.view import View
 from raywatch.cluster.watch import Watch
+from raywatch.models.artifact import proven
 from raywatch.models.errors import (
     ArtifactError,
     ConfigError,
@@ -159,7 +160,7 @@ class Supervisor:
                 f"the store has no artifact of `{version}`",
                 hint=f"`{self.deployment.store}` must be the store that the rollout used",
             )
-        return blob
+        return proven(blob, version)
 
     def _read_audit(self) -> tuple[dict[str, dict[str, Any]], list[journal.Entry]]:
         """The newest `serve` record of each detector, and the newest sentences, oldest first."""

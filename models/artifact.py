@@ -189,6 +189,20 @@ def unpack(blob: bytes) -> Artifact:
     return _verify(_peeked(head), head, weights, "weights of the blob")
 
 
+def proven(blob: bytes, version: str) -> bytes:
+    """The blob, if it is whole and of that version; nothing in it is run. Raises ArtifactError.
+
+    A blob may be whole and still be another: who asked for a version by its hash gets that one.
+    """
+    found = unpack(blob).version
+    if found != version:
+        raise ArtifactError(
+            f"what is stored as `{version}` is `{found[:200]}`",
+            hint="somebody replaced it: add the artifact again, and see who may write the store",
+        )
+    return blob
+
+
 def manifest(artifact: Artifact) -> bytes:
     """The manifest as it is written: canonical JSON with the hash of all other fields."""
     body = _body(artifact)

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from raywatch.actors.scorer import ScorerHost
 from raywatch.models import artifact as module
 from raywatch.models.artifact import (
     Artifact,
     load,
     pack,
     peek,
+    proven,
     save,
     tensors_from_bytes,
     tensors_to_bytes,
     unpack,
 )
 from raywatch.models.errors import ArtifactError
+from raywatch.models.registry import Registry, build
 
 WEIGHTS = bytes(range(256)) * 8
 
@@ -275,3 +278,49 @@ def test_code_in_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ArtifactError, match="no weights"):
         tensors_from_bytes(None)
     assert not (tmp_path / "evil").exists()
+
+
+def bomb() -> bytes:
+    """Weights that would make a file `evil` where they are unpickled."""
+    import io
+
+    file = io.BytesIO()
+    torch.save({"a": Evil()}, file)
+    return file.getvalue()
+
+
+def test_an_artifact_with_a_fitting_hash_and_code_in_its_weights_runs_nothing_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder, and as a scorer gets it: whole by its hash, made by an enemy."""
+    monkeypatch.chdir(tmp_path)
+    artifact = Artifact("linear", "linear", {}, bomb())
+    registry = Registry(tmp_path / "models")
+    registry.add(artifact)
+    with pytest.raises(ArtifactError, match="weights are not a torch file"):
+        build(registry.resolve("linear"))
+    with pytest.raises(ArtifactError, match="weights are not a torch file"):
+        ScorerHost("s", pack(artifact))
+    assert not (tmp_path / "evil").exists()
+    torch.load(tmp_path / "models" / "linear" / artifact.hash[:12] / "weights.pt",
+               weights_only=False)  # fmt: skip
+    assert (tmp_path / "evil").exists()  # it does go off where somebody lets it
+
+
+def test_a_scorer_builds_nothing_of_a_blob_that_was_edited() -> None:
+    blob = bytearray(pack(Artifact("m", "linear", {}, tensors_to_bytes({"w": torch.zeros(4)}))))
+    blob[-1] ^= 1
+    with pytest.raises(ArtifactError, match="differs from what was saved"):
+        ScorerHost("s", bytes(blob))
+
+
+def test_what_is_stored_under_a_version_must_be_that_version() -> None:
+    one, other = (
+        Artifact("robustz", "robustz", {}),
+        Artifact("robustz", "python", {"class": "os:x"}),
+    )
+    assert proven(pack(one), one.version) == pack(one)
+    with pytest.raises(ArtifactError, match=f"stored as `{one.version}` is `{other.version}`"):
+        proven(pack(other), one.version)
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        proven(b"", one.version)
