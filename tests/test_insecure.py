@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from command import called
 
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.runtime import LogSpec
 from raywatch.cluster.config import Config, load
+from raywatch.cluster.deployment import prepare
 from raywatch.cluster.insecure import Machine, Risk, of_config, of_machine
 from raywatch.models.errors import EXIT_CHANGE, EXIT_OK
 
@@ -282,3 +285,19 @@ runtime.leave()
     assert found["address"].startswith("127.0.0.1:")
     assert found["token"] == 0o600
     assert found["rays"]["127.0.0.1"] is True
+
+
+def test_the_journal_begins_with_the_risks_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T", "a-token-of-some-length")
+    log = EmbeddedLog(EmbeddedBroker())
+    log.create("t", 1)
+    places = {"store": str(tmp_path / "state"), "models": str(tmp_path / "models")}
+    page = {"host": "0.0.0.0", "port": 0, "token": {"env": "T"}}
+    risky = prepare(config(page=page, **places), log, LogSpec(embedded="x"))
+    said = [each for each in risky.notes if each.startswith("insecure: ")]
+    assert len(said) == 1
+    assert "without TLS" in said[0]
+    calm = prepare(config(**places), log, LogSpec(embedded="x"))
+    assert not [each for each in calm.notes if each.startswith("insecure: ")]
