@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ def decode(blob: bytes) -> Snapshot | None:
     arrays: Arrays = {}
     for name, dtype, shape in header.arrays:
         whole = math.prod(shape) * int(dtype[2:]) if DTYPE.fullmatch(dtype) else -1
-        if min(shape, default=0) < 0 or not 0 <= whole <= len(body) - at or name in arrays:
+        if min(shape, default=-1) < 0 or not 0 <= whole <= len(body) - at or name in arrays:
             return None
         count = math.prod(shape)
         arrays[name] = np.frombuffer(blob, np.dtype(dtype), count, at).reshape(shape)
@@ -111,13 +111,23 @@ def name_of(detector: str, lane: int, offsets: Mapping[Partition, int], epoch: s
     return f"snapshots/{detector}/{lane:04d}/{sum(offsets.values()):020d}-{epoch}"
 
 
+def _any(snapshot: Snapshot) -> bool:
+    return True
+
+
 def newest(
-    store: Store, detector: str, lane: int, layout: str, ceiling: Mapping[Partition, int]
+    store: Store,
+    detector: str,
+    lane: int,
+    layout: str,
+    ceiling: Mapping[Partition, int],
+    fits: Callable[[Snapshot], bool] = _any,
 ) -> Snapshot | None:
     """The newest readable snapshot of these partitions, or of some of them, below `ceiling`.
 
     Each partition has a state of its own, so what a snapshot lacks (partitions that were added
-    since) is read from the log, and what it has is good. One that holds others too is not used.
+    since) is read from the log, and what it has is good. One that holds others too is not used, nor
+    is one that does not fit: `fits` is asked last.
     """
     for name in reversed(store.names(f"snapshots/{detector}/{lane:04d}/")):
         blob = store.get(name)
@@ -125,7 +135,8 @@ def newest(
         if snapshot is None or snapshot.layout != layout:
             continue
         offsets = snapshot.offsets
-        if offsets and all(p in ceiling and o <= ceiling[p] for p, o in offsets.items()):
+        below = all(p in ceiling and o <= ceiling[p] for p, o in offsets.items())
+        if offsets and below and fits(snapshot):
             return snapshot
     return None
 
@@ -156,21 +167,31 @@ def save(store: Store, detector: str, lane: int, snapshot: Snapshot, epoch: str)
     return name
 
 
-def note(model: str, since: int) -> str:
-    """What is committed beside an offset: who scored up to it, and since which offset."""
-    return json.dumps({"model": model, "since": since})
+def note(model: str, since: int, lane: str) -> str:
+    """What is committed beside an offset: who scored up to it, since which offset; and the lane."""
+    return json.dumps({"model": model, "since": since, "lane": lane})
+
+
+def holder(text: str) -> str:
+    """The lane in such a note; a foreign one says nothing."""
+    lane = _fields(text).get("lane")
+    return lane if isinstance(lane, str) else ""
 
 
 def noted(text: str) -> tuple[str, int | None]:
     """Model and offset out of such a note; a foreign one says nothing."""
-    try:
-        found = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        found = {}
-    fields: dict[str, Any] = found if isinstance(found, dict) else {}
+    fields = _fields(text)
     model, since = fields.get("model"), fields.get("since")
     first = since if type(since) is int and since >= 0 else None
     return (model if isinstance(model, str) else "", first)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,13 @@ from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Decided, Decider, Episode
+from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended, History
 from raywatch.models.missing import Missing, Silence
 from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segments
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
+_HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
 LAYOUT = 2  # Meaning of the arrays in a snapshot; raise it when one changes.
 
 
@@ -295,11 +297,26 @@ class Flow:
                 arrays[f"{prefix}.{name}"] = array
         return arrays
 
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Take over a state, where it fits; else be as if nothing was read. Before any batch."""
+        try:
+            self.load(snapshot)
+        except ArtifactError:
+            self.__init__(self.spec, self.partitions, self.model)
+            return False
+        return True
+
     def load(self, snapshot: Snapshot) -> None:
         """Take over a state. Only before the first batch.
 
-        It may lack partitions: theirs is then the state of having read nothing.
+        It may lack partitions: theirs is then the state of having read nothing. Raises
+        ArtifactError where it does not fit; this flow is then not to be used.
         """
+        for name, array in self._arrays().items():
+            found = snapshot.arrays.get(name)
+            like = found is not None and (found.dtype, found.ndim) == (array.dtype, array.ndim)
+            if not like and not name.startswith("decider."):  # another model has other components
+                raise ArtifactError(f"a snapshot without `{name}` as it should be", hint=_HINT)
         if tuple(snapshot.offsets) != self.partitions:
             snapshot = self._widened(snapshot)
         for prefix, part in self._state().items():
@@ -307,6 +324,14 @@ class Flow:
             part.load(
                 {n[dot:]: a for n, a in snapshot.arrays.items() if n.startswith(f"{prefix}.")}
             )
+        # Each part is sound by itself; they must be about the same keys.
+        arrays = snapshot.arrays
+        counted = np.array_equal(arrays["history.index"], arrays["decider.count"])
+        slots = arrays["keys.size"].shape[0], arrays["missing.key"].shape[0]
+        aligned = set(slots) == {arrays["history.index"].shape[0]}
+        chain, where = self.missing.chain(), arrays["keys.partition"]
+        if not counted or not aligned or not ((chain == -1) | (chain == where)).all():
+            raise ArtifactError("the parts of a snapshot are about different keys", hint=_HINT)
 
     def _widened(self, snapshot: Snapshot) -> Snapshot:
         """The same state with its partitions counted as this lane counts them."""

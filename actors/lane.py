@@ -3,7 +3,7 @@
 One thread, one consumer, one producer. The order on opening is the whole safety of a hand-over:
 
 1. `sink.open()` fences every earlier owner of the lane;
-2. then the committed offsets are read: nobody but this lane can move them now;
+2. then the committed offsets are read: nobody but this lane can move them now (`fencing.py`);
 3. the newest snapshot at or below them is loaded;
 4. reading starts at the snapshot, and nothing is said below the committed offsets.
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raywatch.actors import checkpoint
+from raywatch.actors import checkpoint, fencing
 from raywatch.actors.fetching import joined
 from raywatch.actors.flow import Batch, Flow, Said
 from raywatch.actors.ledger import Ledger
@@ -189,7 +189,7 @@ class Shift:
         self.sink = self.lane.sink = self.log.sink(spec.lane_id(self.lane.number), spec.group)
         self.sink.open()
         self.source = self.log.source(spec.group, partitions, keys=spec.record.key is None)
-        committed = self.source.committed()
+        committed, others = fencing.committed(self.log, spec, self.lane.number, self.source)
         start = checkpoint.start(
             partitions=partitions,
             committed=committed,
@@ -209,7 +209,7 @@ class Shift:
         self.since = self._versions(kept, start.speak)
         self.committed_at = self.clock.monotonic()
         self.renew_at = self.committed_at + RENEW_S
-        self._begin(start, kept)
+        self._begin(start, kept, others)
         self.source.assign(read)
         self.stats.version = self.model.version
         self.stats.state = "catching up"
@@ -220,10 +220,11 @@ class Shift:
         checkpoint.discard_beyond(self.store, spec.name, lane, start.speak)
         self.flow = Flow(spec, self.lane.partitions, self.model)
         layout = self.flow.layout()
-        snapshot = checkpoint.newest(self.store, spec.name, lane, layout, start.speak)
+        snapshot = checkpoint.newest(
+            self.store, spec.name, lane, layout, start.speak, self.flow.fits
+        )
         read = {p: max(low, start.speak[p] - spec.replay_max) for p, low in start.read.items()}
         if snapshot is not None:
-            self.flow.load(snapshot)
             # Where retention took what lies between, a history with a hole is still worth more
             # than none: a key without history says nothing for as long as its warm-up takes.
             read = {p: max(low, snapshot.offsets.get(p, read[p])) for p, low in start.read.items()}
@@ -257,8 +258,10 @@ class Shift:
                 since[partition] = entry.offset if first is None else first
         return since
 
-    def _begin(self, start: checkpoint.Start, kept: Mapping[Partition, Committed]) -> None:
-        """Make a first start durable, and put into the audit topic what was lost or begun."""
+    def _begin(
+        self, start: checkpoint.Start, kept: Mapping[Partition, Committed], others: bool
+    ) -> None:
+        """Make a first start, and that `others` lost it, durable; audit what was lost or begun."""
         for partition, (offset, low) in start.lost.items():
             self._audit("lost", partition, {"committed": offset, "first_retained": low})
         for partition in self.lane.partitions:
@@ -268,7 +271,7 @@ class Shift:
                 self._audit("started", partition, here)
             elif before not in ("", self.noted):  # replaced while nobody held the lane
                 self._audit("version", partition, {**here, "before": before})
-        self.renote = bool(self.out)
+        self.renote = others or bool(self.out)
         self._commit()
 
     # ---- working ---------------------------------------------------------------------------
@@ -442,8 +445,9 @@ class Shift:
         assert self.sink is not None
         assert self.source is not None
         self.committed_at = self.clock.monotonic()
+        mine = self.spec.lane_id(self.lane.number)
         offsets = {
-            p: Committed(ledger.committable, checkpoint.note(self.noted, self.since[p]))
+            p: Committed(ledger.committable, checkpoint.note(self.noted, self.since[p], mine))
             for p, ledger in self.ledger.items()
             if self.renote or ledger.committable > self.committed.get(p, -1)
         }

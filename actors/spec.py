@@ -1,5 +1,6 @@
 """What a lane must know of its detector. Plain values: they travel to owners as they are."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,6 +48,18 @@ class DetectorSpec:
             if not getattr(self, attribute):
                 object.__setattr__(self, attribute, default)
 
+    @property
+    def lane_prefix(self) -> str:
+        """How the transactional ids of this detector's lanes begin."""
+        return f"raywatch.{self.name}."
+
     def lane_id(self, lane: int) -> str:
-        """The transactional id of a lane: what the broker fences by."""
-        return f"raywatch.{self.name}.{lane}"
+        """The transactional id of a lane: what the broker fences by.
+
+        With another number of lanes the same partitions are in other lanes, hence of other ids.
+        """
+        return f"{self.lane_prefix}{lane}-of-{self.lanes}"
+
+    def is_lane_id(self, text: str) -> bool:
+        """Whether this is the id of a lane of this detector, whatever the number of lanes."""
+        return bool(re.fullmatch(re.escape(self.lane_prefix) + r"\d{1,4}-of-\d{1,4}", text))

@@ -38,8 +38,7 @@ def rights(config: Config, topics: Collection[str] = ()) -> dict[Right, str]:
         for topic, what in ((spec.alerts, "alerts"), (spec.rejects, "rejects")):
             needed[Right("topic", topic, "Write")] = f"{spec.name}: {what}"
         needed[Right("topic", spec.alerts, "Read")] = f"{spec.name}: alerts on the page"
-        prefix = spec.lane_id(0)[:-1]
-        lanes = Right("transactional-id", prefix, "Write", prefixed=True)
+        lanes = Right("transactional-id", spec.lane_prefix, "Write", prefixed=True)
         needed[lanes] = f"{spec.name}: lanes, exactly once"
         for topic in (spec.alerts, spec.rejects, spec.audit):
             if topic not in topics:

@@ -240,14 +240,14 @@ RECORDS = stream()
 
 def live(
     there: World, detector: DetectorSpec, *, log: Log | None = None, model: str = "robustz",
-    epoch: str = "e",
-    late: int = 0,
+    epoch: str = "e", late: int = 0, number: int = 0,
 ) -> Lane:  # fmt: skip
     """A lane until nothing is left to do; dies of its log where that is mortal."""
     lane = make(
         detector,
         log or there.log,
         there.partitions,
+        number=number,
         store=there.store,
         model=model,
         epoch=epoch,

@@ -137,6 +137,6 @@ def begun(offset: int, bounds: Bounds, lost: str = "stop") -> checkpoint.Start:
 
 
 def test_a_note_comes_back_and_a_foreign_one_says_nothing() -> None:
-    assert checkpoint.noted(checkpoint.note("m@1", 7)) == ("m@1", 7)
+    assert checkpoint.noted(checkpoint.note("m@1", 7, "raywatch.d.0-of-4")) == ("m@1", 7)
     for text in ("", "hello", "[1]", "3", "null", '{"model": 3, "since": "x"}', '{"model": []}'):
         assert checkpoint.noted(text) == ("", None), text

@@ -105,7 +105,7 @@ def test_a_rollout_that_was_noted_is_one_or_nothing(fields: dict[str, Any]) -> N
 @fuzzed("journal", MUTANTS + 1)
 @given(st.text(max_size=9), st.integers(0, 2**63), st.integers(0, 2**32))
 def test_a_note_of_a_commit_is_one_or_says_nothing(model: str, since: int, seed: int) -> None:
-    text = note(model, since)
+    text = note(model, since, "raywatch.d.0-of-4")
     assert noted(text) == (model, since)
     for each in mutants(text.encode(), seed, MUTANTS, TOKENS):
         name, first = noted(each.decode("utf-8", "replace"))
