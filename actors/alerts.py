@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Literal, cast
 
+from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Episode, Forgotten
@@ -391,6 +392,8 @@ def _span(ms: int) -> str:
 
 
 def _when(ms: int) -> str:
+    if not 0 <= ms <= TIME_MAX_MS:  # no record has such a time; a damaged state might
+        return f"{ms} ms"
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

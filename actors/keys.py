@@ -71,6 +71,7 @@ ARENA_MIN = 16_384  # bytes of an empty arena
 HASH_ALL = 2**64 - 1
 SHARE = 16  # one of so many keys is forgotten when there is no room for another
 PROVEN = 32  # records of a key that make it worth more than a newcomer; at most 63
+SEQ_MAX = 1 << 56  # No partition has so many records: worth is counted in 64 bits.
 RADIX_BITS = 11  # a pass sorts by this many bits: 2,048 counters stay in the first-level cache
 
 _HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
@@ -320,6 +321,7 @@ def _checked(state: Mapping[str, NDArray[Any]]) -> tuple[I64, U8, I64]:
         and min(seen.min(initial=0), records.min(initial=0), parts[:, 0].min(initial=0)) >= 0
     )
     # A key was seen before the end of its partition, and not at the same place as another.
+    sound = sound and int(parts[:, 0].max(initial=0)) < SEQ_MAX
     if not sound or (seen[used] >= parts[partition[used], 0]).any():
         raise ArtifactError(f"the key table of `{size.shape[0]}` keys is torn", hint=_HINT)
     return rows, text.astype(np.uint8), parts.astype(np.int64)

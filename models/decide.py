@@ -63,6 +63,7 @@ __all__ = ["Decided", "Decider", "Episode", "Forgotten", "warm_decide"]
 
 Array = NDArray[Any]
 
+COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 PROFILES = (3, 4)  # arrays of State that only models with time-of-day profiles have
 
@@ -336,6 +337,8 @@ class Decider:
                 message = f"state `{name}` has shape `{saved[name].shape}`, needs `{shape}`"
                 raise ArtifactError(message, hint=_HINT)
             place[:size] = saved[name]
+        if not _sound(state, size):
+            raise ArtifactError("state of the decide stage has numbers that cannot be", hint=_HINT)
         fired = state.incident[:size, incident.FIRED]
         rows = np.zeros(size, np.int64)  # a component that is gone: the first one explains the end
         for row, name in enumerate(self.names):
@@ -345,6 +348,20 @@ class Decider:
 
 
 _HINT = "delete the snapshot: the lane then rebuilds its state from the log"
+
+
+def _sound(state: State, size: int) -> bool:
+    """Whether counts count and sizes are sizes: kernels divide by the one, take roots of others."""
+    parts = (state.calibration[:size], state.chance[:size])
+    sizes = state.profile[:size, ..., [profile.VISITS, profile.VARIANCE]]
+    total, opened = state.total[:size], state.incident[:size, incident.OPEN]
+    return (
+        all(bool((np.isfinite(each) & (each >= 0.0)).all()) for each in (*parts, sizes))
+        and bool(np.isfinite(state.profile[:size]).all())
+        and bool((sizes < float(COUNT_MAX)).all())
+        and bool(((total >= 0) & (total < COUNT_MAX)).all())
+        and bool(((opened == 0) | (opened == 1)).all())
+    )
 
 
 def _label(name: str) -> int:

@@ -29,6 +29,7 @@ from raywatch.models.errors import ArtifactError
 from raywatch.models.kernel import readonly
 from raywatch.models.kernel_history import (
     COLUMNS,
+    COUNT,
     KEPT,
     RING,
     append_records,
@@ -141,6 +142,9 @@ class History:
                     f"history snapshot has `{name}` of shape `{found}`, expected `{shape}`",
                     hint=_HINT,
                 )
+        counts = state["stats"][:, :, COUNT]
+        if not ((counts >= 0.0) & (counts <= index[:, np.newaxis])).all():
+            raise ArtifactError("history snapshot has counts that cannot be", hint=_HINT)
         self.__init__(self._channels)
         self.ensure(slots)
         self._slots = slots

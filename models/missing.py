@@ -37,6 +37,7 @@ from raywatch.models.settings import MissingSettings
 GRID_PER_FLOOR = 6  # Silence is noticed at most a sixth of floor_ms late.
 RATE = 1.0 / 32.0  # An interval counts for about 32 of them.
 NEVER = int(np.iinfo(np.int64).min)
+COUNT_MAX = 1 << 60  # No key has so many records.
 GONE = -1  # in the place of a count: the key is being forgotten
 _NONE: tuple[I64, I64] = np.zeros(0, np.int64), np.zeros(0, np.int64)
 KINDS = ("open", "resolved", "forgotten")
@@ -258,22 +259,27 @@ def _observe(
 
 
 @njit(cache=True, nogil=True)
-def _sound(state: _State, size: int) -> bool:
-    """Whether every key that was seen stands in one chain, once, and no chain leads elsewhere."""
-    key, partition = state.key, state.partition
+def _sound(state: _State, chain: I32) -> bool:
+    """Whether every key that was seen stands in one chain, once, and no chain leads elsewhere.
+
+    Fills `chain` (S,): the partition of each key that was seen, else -1.
+    """
+    key, partition, size = state.key, state.partition, chain.shape[0]
     met, seen = 0, 0
+    chain[:] = -1
     for slot in range(size):
         count = key[slot, COUNT]
-        if count < 0 or not 0 <= key[slot, SILENT] <= 1:
+        if not 0 <= count < COUNT_MAX or not 0 <= key[slot, SILENT] <= 1:
+            return False
+        if count == 0 and key[slot, NEXT] != -1:
             return False
         seen += 1 if count > 0 else 0
-    visited = np.zeros(size, np.bool_)
     for p in range(partition.shape[0]):
         last, slot = -1, partition[p, FIRST]
         while slot != -1:
-            if not 0 <= slot < size or visited[slot] or key[slot, COUNT] == 0:
+            if not 0 <= slot < size or chain[slot] >= 0 or key[slot, COUNT] == 0:
                 return False
-            visited[slot] = True
+            chain[slot] = p
             met += 1
             last, slot = slot, key[slot, NEXT]
         if partition[p, LAST] != last:
@@ -367,6 +373,12 @@ class Missing:
             for index, kind, slot, since, at in out[:found].tolist()
         ]
 
+    def chain(self) -> I32:
+        """(S,) the partition that each slot's key was seen in, -1 where none was."""
+        chain = np.empty(self._slots, np.int32)
+        assert _sound(self._state, chain), "chains lead astray"
+        return chain
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything remembered, as copies: keys by slot, partitions by their number."""
         return {
@@ -393,8 +405,12 @@ class Missing:
                 message = f"state `{name}` has shape `{saved[name].shape}`, needs `{place.shape}`"
                 raise ArtifactError(message, hint=hint)
             place[:] = saved[name]
-        if not _sound(state, size):
-            raise ArtifactError("state of the missing stage has chains that lead astray", hint=hint)
+        pace = np.concatenate((state.interval[:size], state.pace))
+        chain = np.empty(size, np.int32)
+        if not _sound(state, chain) or not (np.isfinite(pace) & (pace >= 0.0)).all():
+            raise ArtifactError(
+                "state of the missing stage has chains or intervals that cannot be", hint=hint
+            )
         self.__dict__.update(fresh.__dict__)
 
 

@@ -104,6 +104,7 @@ GOOD: dict[str, Any] = {
         with_header({**GOOD, "arrays": [["x", "<f8", [2**32, 2**32]]]}, bytes(16)),
         with_header({**GOOD, "arrays": [["x", "<f8", [-2]]]}, bytes(16)),
         with_header({**GOOD, "arrays": [["x", "<f8", [1]]]}, bytes(16)),  # bytes are left over
+        with_header({**GOOD, "arrays": [["x", "<f8", []]]}, bytes(8)),
         with_header({**GOOD, "arrays": [["x", "<f8", [True, 2]]]}, bytes(16)),
         with_header({**GOOD, "arrays": [["x", "<f8", [2, 0]]]}, bytes(16)),
         with_header({**GOOD, "arrays": [["x", "|O", [2]]]}, bytes(16)),
@@ -123,7 +124,7 @@ GOOD: dict[str, Any] = {
         signed(MAGIC),
         b"",
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_a_header_that_lies_is_refused_and_allocates_nothing(blob: bytes) -> None:
     tracemalloc.start()
