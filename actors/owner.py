@@ -6,6 +6,7 @@ outlives its deadline, ends the process. Whoever starts it again loses nothing, 
 fenced and stand on committed offsets.
 """
 
+import json
 import os
 import resource
 import sys
@@ -111,6 +112,7 @@ class Owner:
         self._roster = Roster(-1, {}, {})
         self._pools: list[RemotePool] = []
         self._again = 0
+        self._told: dict[int, str] = {}  # lane -> state that was last written to the log
         self._timeout_s = score_timeout_s
         saver = Saver(beside=True)
         self.lanes = {
@@ -201,13 +203,29 @@ class Owner:
     def _live(self, lane: Lane) -> None:
         try:
             lane.run()
+            self._tell(lane)
         except BaseException as error:
             self._die(error)
+
+    def _tell(self, lane: Lane) -> None:
+        """A line in the log of this process whenever a lane enters another state.
+
+        Who is cut off from the supervisor can tell nobody else that brokers fenced it.
+        """
+        state, words = lane.stats.state, lane.stats.words
+        if self._told.get(lane.number) != state:
+            self._told[lane.number] = state
+            entry = {
+                "at_ms": self._clock.now_ms(), "owner": self.name, "epoch": self.epoch,
+                "lane": lane.number, "state": state, "words": words,
+            }  # fmt: skip
+            print(json.dumps(entry), flush=True)
 
     def _watchdog(self) -> None:
         """A client call that never returns cannot be cancelled: the process has to go."""
         while any(thread.is_alive() for thread in self._threads):
             for lane in self.lanes.values():
+                self._tell(lane)
                 sink = lane.sink
                 since = sink.calling_since() if sink is not None else None
                 if since is not None and time.monotonic() - since > CALL_MAX_S:

@@ -92,6 +92,29 @@ def test_lanes_wait_for_a_roster_and_then_work() -> None:
     assert there.said() == undisturbed(RECORDS)
 
 
+def test_an_owner_logs_each_state_of_its_lanes_once_and_also_that_it_was_fenced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there, detector = world(), spec("d", "in")
+    there.log.write(RECORDS[:4_000])
+    with owner(there, detector) as made:
+        made.enlist(roster(1, ROBUST.version), BOTH)
+        until(lambda: lag(there.log, detector, there.partitions) == 0)
+        until(lambda: capsys.readouterr().out.count('"running"') >= len(made.lanes), 10.0)
+        for lane in made.lanes:  # another takes its lanes
+            sink = there.log.sink(detector.lane_id(lane), detector.group)
+            sink.open()
+            sink.close()
+        there.log.write(RECORDS[4_000:8_000])
+        until(lambda: {each.state for each in made.report().lanes} == {"fenced"})
+        until(lambda: not any(thread.is_alive() for thread in made._threads))
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    fenced = [line for line in lines if line["state"] == "fenced"]
+    assert sorted(line["lane"] for line in fenced) == sorted(made.lanes)
+    assert all("has another holder" in line["words"] for line in fenced), fenced
+    assert {(line["owner"], line["epoch"]) for line in lines} == {(made.name, "e1")}
+
+
 def test_an_older_roster_than_the_one_in_use_is_ignored() -> None:
     there, detector = world(), spec("d", "in")
     with owner(there, detector) as made:
