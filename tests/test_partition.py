@@ -1,0 +1,371 @@
+"""Goal: who is cut off from Ray and not from Kafka can do no harm, and is replaced within seconds.
+
+Method: three hosts in namespaces (hosts.py) with a network for Ray, as the shipped
+`ray-local.yaml` starts it, and a second one on which they reach a real broker. The cable of a
+worker's Ray is pulled, Ray on a worker is frozen, the head is killed. Both owners tell of it in the
+logs of their own processes, which are read over the second network. A reader of the alerts notes
+when each came; in the end they are those of a backtest of the same records. Needs root: without, it
+says so.
+"""
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hosts import Lab
+from machines import shipped, until
+
+from raywatch.cluster.drills import alerts as law
+
+ROOT = Path(__file__).resolve().parent.parent
+FEED = ROOT / "tests" / "chaos" / "feed.py"
+KAFKA = "10.78.0"  # the network of the broker
+BOOTSTRAP, TOPIC, PARTITIONS, RATE = f"{KAFKA}.254:9092", "telemetry", 12, 1_000
+ALERTS, GROUP = "hosts.alerts", "raywatch.hosts"
+REPLACED_S = 15.0  # from the cut to the first alert of the replacement
+WORKS_S = 120.0  # until something works again that has to be started anew
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.kafka,
+    pytest.mark.ray,
+    pytest.mark.timeout(600),  # alone about 2 minutes for the whole file
+    pytest.mark.skipif(
+        os.geteuid() != 0, reason=f"network namespaces need root, this is uid {os.geteuid()}"
+    ),
+]
+
+# A second network, apart from Ray's: eth1 of each host.
+SECOND = """
+ip link add br1 type bridge && ip addr add {net}.254/24 dev br1 && ip link set br1 up
+for i in {hosts}; do
+  ip link add w$i type veth peer name eth1 netns h$i
+  ip link set w$i master br1 up
+  ip netns exec h$i ip addr add {net}.$i/24 dev eth1
+  ip netns exec h$i ip link set eth1 up
+done
+"""
+
+# Notes when each alert came: seconds, partition and offset of its record, then the alert.
+READ = """
+import json, sys, time
+import confluent_kafka as ck
+consumer = ck.Consumer({"bootstrap.servers": sys.argv[1], "group.id": "witness",
+    "isolation.level": "read_committed", "auto.offset.reset": "earliest", "fetch.wait.max.ms": 20})
+consumer.assign([ck.TopicPartition(sys.argv[2], 0, ck.OFFSET_BEGINNING)])
+while True:
+    for message in consumer.consume(500, 0.05):
+        if not message.error():
+            alert = json.loads(message.value())
+            place = alert["lineage"]
+            print(time.time(), place["partition"], place["offset"], json.dumps(alert), flush=True)
+"""
+
+TOPICS = """
+import sys
+from raywatch.actors.kafka import KafkaLog
+log = KafkaLog(sys.argv[1])
+log.create(sys.argv[2], int(sys.argv[3]))
+log.close()
+"""
+
+
+class World:
+    """Hosts, Ray as shipped, a broker of its own, a feed and a witness."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.shipped = shipped("ray-local")
+        self.config = lab.home / "hosts.yaml"
+        self.records, self.seen = lab.folder / "records.jsonl", lab.folder / "seen"
+
+    # ---- starting ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything; nothing is deployed yet."""
+        lab = self.lab
+        hosts = " ".join(map(str, range(1, lab.hosts + 1)))
+        lab.run(["bash", "-euc", SECOND.format(net=KAFKA, hosts=hosts)], timeout_s=30)
+        with ThreadPoolExecutor(2) as pool:
+            broker = pool.submit(self._broker)
+            pool.submit(self.ray).result()
+            broker.result()
+        self.config.write_text(yaml.safe_dump(self._settings()))
+        self._script("topics", TOPICS)
+        lab.run(["python", str(lab.folder / "topics.py"), BOOTSTRAP, TOPIC, str(PARTITIONS)],
+                timeout_s=60)  # fmt: skip
+        self._script("read", READ)
+        self.deploy()
+        words = [BOOTSTRAP, TOPIC, str(self.records), str(PARTITIONS), str(RATE), "3"]
+        lab.run(["mkfifo", str(lab.folder / "words")], timeout_s=10)
+        self._behind(f"sleep 3600 > {lab.folder}/words")
+        self._behind(f"python {FEED} {' '.join(words)} < {lab.folder}/words", to="fed")
+        self._behind(f"python {lab.folder}/read.py {BOOTSTRAP} {ALERTS}", to="seen")
+
+    def _broker(self) -> None:
+        tool = ["python", str(ROOT / "tools" / "kafka.py"), "start", str(self.lab.folder / "kafka")]
+        self.lab.run([*tool, "--host", f"{KAFKA}.254"], timeout_s=120)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "kafka": {"bootstrap": BOOTSTRAP},
+            "detectors": [
+                {
+                    "name": "hosts", "topics": [TOPIC], "model": "robustz", "lanes": 4,
+                    "record": {"key": "host", "time": "ts", "values": ["value"]},
+                    "start": "earliest", "snapshot_s": 2, "missing": {"enabled": False},
+                    "alert": {"warmup": 50, "probability": 1e-2, "quiet": 8},
+                }
+            ],
+            "owners": {"count": 2, "cpus": 0.25},
+            "pool": {"min": 2, "max": 2, "cpus": 0.25},
+            "store": str(self.lab.folder / "state"),
+            "models": str(self.lab.folder / "models"),
+        }  # fmt: skip
+
+    def ray(self, hosts: Sequence[int] = (1, 2, 3)) -> None:
+        """Ray on these hosts, by the shipped commands but for the autoscaler's part of them."""
+        head = " ".join(self.shipped["head_start_ray_commands"][-1].split())
+        head = head.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
+        worker = self.shipped["worker_start_ray_commands"][-1]
+        worker = f"export RAY_HEAD_IP={self.lab.address(1)}; {worker} --num-cpus=2"
+        if 1 in hosts:
+            self.lab.run(["ray", "get-auth-token", "--generate"], timeout_s=60)
+            for host in range(1, self.lab.hosts + 1):
+                home = self.lab.folder / f"h{host}" / ".ray"
+                home.mkdir(exist_ok=True)
+                token = (self.lab.home / ".ray" / "auth_token").read_text()
+                (home / "auth_token").write_text(token)
+            self.on(1, f"{head} --node-ip-address={self.lab.address(1)}", timeout_s=90)
+        rest = [host for host in hosts if host != 1]
+        with ThreadPoolExecutor(4) as pool:
+            for done in [
+                pool.submit(
+                    self.on, host, f"{worker} --node-ip-address={self.lab.address(host)}",
+                    timeout_s=90,
+                )
+                for host in rest
+            ]:  # fmt: skip
+                done.result()
+
+    def deploy(self) -> str:
+        """Deploy the config, on the head."""
+        command = f"export RAY_AUTH_MODE=token; raywatch deploy {self.config} --yes"
+        return self.on(1, command, timeout_s=200)
+
+    def _script(self, name: str, text: str) -> None:
+        (self.lab.folder / f"{name}.py").write_text(text)
+
+    def _behind(self, command: str, *, to: str = "behind") -> None:
+        """A process that goes on behind; it ends with the lab."""
+        out = self.lab.folder / to
+        line = f"PYTHONPATH={ROOT}/tests setsid {command} >> {out} 2>> {out}.err &"
+        if "<" not in command and ">" in command:
+            line = f"setsid bash -c '{command}' > /dev/null 2>&1 &"
+        self.lab.run(["bash", "-c", line], timeout_s=20)
+
+    # ---- asking ------------------------------------------------------------------------------
+
+    def on(self, host: int, command: str, *, timeout_s: float = 60, check: bool = True) -> str:
+        """A shell command on a host, over the network of the broker."""
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        flags = [part for option in options for part in ("-o", option)]
+        quoted = "'" + command.replace("'", "'\\''") + "'"
+        ssh = ["ssh", "-i", str(self.lab.key), "-o", "ConnectTimeout=5", *flags]
+        return self.lab.run(
+            [*ssh, f"root@{KAFKA}.{host}", f"bash --login -c {quoted}"],
+            timeout_s=timeout_s, check=check,
+        ).stdout  # fmt: skip
+
+    def owners(self, host: int) -> list[int]:
+        """Processes of owners on a host that run."""
+        said = self.on(host, "ps axo pid,stat,args")
+        found = re.findall(r"^\s*(\d+)\s+([A-Za-z]\S*)\s+ray::OwnerActor", said, re.M)
+        return [int(pid) for pid, state in found if state[0] not in "ZX"]
+
+    def log(self, host: int) -> list[dict[str, Any]]:
+        """What owners on a host wrote into the logs of their own processes, oldest first."""
+        logs = "/tmp/ray/session_*/logs/worker-*.out"
+        said = self.on(host, f"grep -h '\"lane\"' {logs} 2> /dev/null || true")
+        lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        return sorted(lines, key=lambda line: line["at_ms"])
+
+    def came(self) -> list[tuple[float, int, int]]:
+        """When each alert came so far, and about which record."""
+        found: list[tuple[float, int, int]] = []
+        for line in self.seen.read_text().splitlines():
+            at, partition, offset, rest = line.split(" ", 3)
+            if rest.endswith("}"):
+                found.append((float(at), int(partition), int(offset)))
+        return found
+
+    def verdict(self) -> dict[str, Any]:
+        """What `status` says, on the head."""
+        said = self.on(1, f"raywatch status {self.config} --json", check=False)
+        try:
+            return json.loads(said)["verdict"]
+        except (ValueError, KeyError):
+            return {"state": "unreachable", "words": said}
+
+    def whole(self) -> None:
+        """Two workers with an owner each, and all is well."""
+        until(lambda: [len(self.owners(2)), len(self.owners(3))], lambda n: n == [1, 1], WORKS_S)
+        until(lambda: self.verdict()["state"], lambda state: state == "healthy", WORKS_S)
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def word(self, word: str) -> None:
+        """Tell the feed, and wait for its answer."""
+        fed = self.lab.folder / "fed"
+        before = len(fed.read_text().splitlines())
+        (self.lab.run(["bash", "-c", f"echo {word} > {self.lab.folder}/words"], timeout_s=10))
+        until(lambda: len(fed.read_text().splitlines()), lambda n: n > before, 90.0)
+
+    def compared(self) -> list[str]:
+        """With the feed at rest: how the alerts differ from a backtest of the same records."""
+        tool = ["python", str(ROOT / "tools" / "kafka.py"), "tool", str(self.lab.folder / "kafka")]
+        describe = [*tool, "groups", "--describe", "--group", GROUP]
+
+        def lags() -> list[str]:
+            said = self.lab.run(describe, timeout_s=60).stdout
+            return re.findall(rf"{TOPIC}\s+\d+\s+\d+\s+\d+\s+(\d+)", said)
+
+        until(lags, lambda found: found == ["0"] * PARTITIONS, WORKS_S)
+        time.sleep(1.0)  # the witness reads what was committed last
+        said = [json.loads(line.split(" ", 3)[3]) for line in self.seen.read_text().splitlines()]
+        out = self.lab.folder / "expected.jsonl"
+        scores = self.lab.folder / "scores.parquet"
+        self.on(2, f"raywatch backtest {self.config} {self.records} --output {scores} "
+                   f"--alerts {out} --partitions {PARTITIONS}", timeout_s=120)  # fmt: skip
+        expected = [json.loads(line) for line in out.read_text().splitlines()]
+        assert len(expected) > 50, len(expected)
+        return [
+            *law.differences(Counter(map(text, said)), Counter(map(text, expected))),
+            *law.unlawful(said, whole=True),
+        ]
+
+
+def text(alert: dict[str, Any]) -> str:
+    """All that an alert says, but where its record lay and that it was live."""
+    return json.dumps({k: alert[k] for k in alert.keys() - {"lineage", "run_kind"}}, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[World]:
+    with Lab(3) as lab:
+        world = World(lab)
+        world.start()
+        yield world
+
+
+@pytest.fixture
+def world(made: World) -> Iterator[World]:
+    """All of it at work; afterwards the alerts are those of a backtest, whatever was done."""
+    made.whole()
+    yield made
+    made.word("pause")
+    wrong = made.compared()
+    made.word("go")
+    assert wrong == []
+
+
+def lanes_of(log: Sequence[dict[str, Any]], owner: str) -> set[int]:
+    return {line["lane"] for line in log if line["owner"] == owner}
+
+
+class Taken:
+    """How lanes went from an owner that was cut off to another, from the logs of both."""
+
+    def __init__(self, world: World, cut: int, other: int, at_s: float, before: str) -> None:
+        self._world, self._cut, self._other = world, cut, other
+        self._at_ms, self._before = 1_000 * at_s, before
+        self.lanes: set[int] = set()
+
+    def opened(self) -> dict[int, float]:
+        """lane -> when another owner said that it works on it, in seconds."""
+        found: dict[int, float] = {}
+        for line in self._world.log(self._other):
+            fresh = line["at_ms"] > self._at_ms and line["state"] in ("running", "catching up")
+            if fresh and line["lane"] in self.lanes and line["owner"] != self._before:
+                found.setdefault(line["lane"], line["at_ms"] / 1_000)
+        return found
+
+    def fenced(self) -> dict[int, str]:
+        """lane -> what the old owner said when brokers refused what it wrote."""
+        return {
+            line["lane"]: line["words"]
+            for line in self._world.log(self._cut)
+            if line["at_ms"] > self._at_ms and line["state"] == "fenced"
+        }
+
+    def alerts(self) -> dict[int, float]:
+        """lane -> seconds from the cut to the first alert of the one who has it now."""
+        opened, found = self.opened(), dict[int, float]()
+        for at_s, partition, _ in self._world.came():
+            lane = partition % 4
+            if lane in opened and at_s > opened[lane]:
+                found.setdefault(lane, at_s - self._at_ms / 1_000)
+        return found
+
+
+def replaced(world: World, cut: int, act: Callable[[], None]) -> Taken:
+    """Do something to a host, and see its owner replaced while it lives on and is refused."""
+    other = 5 - cut
+    pids, log = world.owners(cut), world.log(cut)
+    name = max((line for line in log if line["state"] == "running"), key=lambda x: x["at_ms"])
+    mine = lanes_of(log, name["owner"])
+    assert len(mine) == 2, log
+    at_s = time.time()
+    act()
+    taken = Taken(world, cut, other, at_s, name["owner"])
+    taken.lanes = mine
+    until(taken.alerts, lambda found: set(found) == mine, 60.0)
+    alive = world.owners(cut)
+    until(taken.fenced, lambda found: set(found) == mine, 30.0)
+    after = taken.alerts()
+    print(f"{name['owner']} was cut off; another spoke after {after}; it said {taken.fenced()}")
+    assert max(after.values()) < REPLACED_S, after
+    assert alive == pids, "the one that was cut off was to live on"
+    assert all("has another holder" in words for words in taken.fenced().values())
+    return taken
+
+
+def test_an_owner_that_is_cut_off_from_ray_is_refused_by_the_brokers_and_replaced(
+    world: World,
+) -> None:
+    try:
+        replaced(world, 3, lambda: world.lab.cut(3))
+    finally:
+        world.lab.cut(3, whole=True)
+        world.on(3, "ray stop --force", check=False)
+    world.ray([3])
+
+
+def test_an_owner_whose_ray_is_frozen_is_refused_by_the_brokers_and_replaced(world: World) -> None:
+    try:
+        replaced(world, 2, lambda: (world.on(2, "pkill -STOP -x raylet"), None)[1])
+    finally:
+        world.on(2, "pkill -CONT -x raylet", check=False)
+        world.on(2, "ray stop --force", check=False)
+    world.ray([2])
+
+
+def test_a_cluster_that_lost_its_head_goes_on_from_kafka_and_the_store(world: World) -> None:
+    began = time.monotonic()
+    world.on(1, "pkill -KILL -x gcs_server; pkill -KILL -x raylet", check=False)
+    assert world.verdict()["state"] != "healthy"
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda host: world.on(host, "ray stop --force", check=False), (1, 2, 3)))
+    world.ray()
+    said = world.deploy()
+    print(f"deployed again {time.monotonic() - began:.1f} s after the head was killed")
+    assert "every lane works" in said
+    assert time.monotonic() - began < WORKS_S
