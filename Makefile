@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo dev check test fuzz bench kafka docs format clean
+.PHONY: help demo dev check test fuzz sim bench kafka docs format clean
 
 help: ## List what can be made
 	@echo "New here? make demo"
@@ -48,6 +48,11 @@ N ?= 1000000
 SEED ?= 0
 fuzz: dev ## Feed N damaged inputs (N=1000000 SEED=0) to everything that reads bytes
 	FUZZ_N=$(N) FUZZ_SEED=$(SEED) nice -n 19 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout=7200
+
+# SEED is the first life's, LIVES how many follow; BUG plants one of tests/sim/bugs.py.
+LIVES ?= 1000
+sim: dev ## Live simulated lives: make sim SEED=0 LIVES=1000
+	PYTHONPATH=tests $(BIN)/python -m sim --seed $(SEED) --lives $(LIVES) $(if $(BUG),--bug "$(BUG)")
 
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py

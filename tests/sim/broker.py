@@ -270,7 +270,7 @@ class Broker:
         if not places:
             self._ended(holder, txn)
         for place in places:
-            delay = self._jitter("marker") * SHOW_S
+            delay = self._jitter(f"{txn.lane}/marker") * SHOW_S
             self._hub.at(delay, lambda place=place: self._mark(holder, txn, place))
 
     def _mark(self, holder: Holder, txn: Txn, place: Partition | None) -> None:

@@ -26,6 +26,7 @@ AGAIN = frozenset({
 FATAL = frozenset({"INVALID_PRODUCER_EPOCH"})
 RETRY_S = 0.02
 AWAY_S = 3.0  # Longest election.
+DEAF_S = 45.0  # Longest time in which no answer to one kind of question arrives.
 LONG_S = 12.0  # Longest frost: longer than the keeper waits for a report.
 
 
@@ -111,6 +112,7 @@ class Network:
 
     def __init__(self, hub: Hub, plan: Plan, broker: Broker, process: Process) -> None:
         self.hub, self.plan, self.broker, self.process = hub, plan, broker, process
+        self.deaf: dict[str, float] = {}  # site -> until when no answer arrives
 
     def call(
         self, site: str, operation: str, effect: Callable[[], Any], timeout_s: float,
@@ -120,18 +122,19 @@ class Network:
         hub, process = self.hub, self.process
         deadline = hub.seconds() + timeout_s
         name = "_TIMED_OUT"
-        silent = False
         while True:
-            fault = self.plan.draw(f"{process.name}/{site}", operation)
+            here = f"{process.name}/{site}"
+            fault = self.plan.draw(here, operation)
             kind, size = (fault.kind, fault.size) if fault is not None else ("", 0.0)
             if kind == "abortable":
                 raise KafkaException(KafkaError("NOT_COORDINATOR", abort=True))
             if kind == "undelivered":
                 raise KafkaException(KafkaError("_MSG_TIMED_OUT"))
-            silent = silent or kind == "all replies lost"
+            if kind == "all replies lost":
+                self.deaf[site] = hub.seconds() + DEAF_S * size
             self._strike(kind, size, place)
-            answered = self._send(effect, kind, size)
-            if silent or kind == "reply lost":
+            answered = self._send(effect, kind, size, self.plan.jitter(f"{here}/wire"))
+            if kind == "reply lost" or hub.seconds() < self.deaf.get(site, 0.0):
                 answered = None
             if answered is not None:
                 good, what = answered
@@ -165,7 +168,9 @@ class Network:
         elif kind == "leader moves" and place is not None:
             place(AWAY_S * size)
 
-    def _send(self, effect: Callable[[], Any], kind: str, size: float) -> tuple[bool, Any] | None:
+    def _send(
+        self, effect: Callable[[], Any], kind: str, size: float, jitter: float
+    ) -> tuple[bool, Any] | None:
         """One copy of a request, or two; None: no answer."""
         hub, process = self.hub, self.process
         box: list[tuple[bool, Any]] = []
@@ -177,7 +182,7 @@ class Network:
                 box.append((False, answer.name))
 
         lost = kind == "request lost" or process.cut_until > hub.now_ns
-        way_s = 0.0005 + 0.002 * self.plan.jitter("wire") + (1.5 * size if kind == "slow" else 0.0)
+        way_s = 0.0005 + 0.002 * jitter + (1.5 * size if kind == "slow" else 0.0)
         if not lost:
             hub.at(way_s, arrive)
             if kind in ("twice", "late twin"):
@@ -353,9 +358,7 @@ class Producer:
                   for o in offsets if o.offset >= 0}  # fmt: skip
         broker, lane, epoch, sequence = self._net.broker, self._lane, self._epoch, self._sequence
         self._touched = True
-        self._call(
-            "offsets", lambda: broker.offsets(lane, epoch, sequence, group, theirs), timeout
-        )
+        self._call("offsets", lambda: broker.offsets(lane, epoch, sequence, group, theirs), timeout)
 
     def commit_transaction(self, timeout: float) -> None:
         self._deliver(timeout)

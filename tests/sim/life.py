@@ -7,13 +7,12 @@ after the last fault, so a lane that only looks alive is found out.
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from raywatch.actors import checkpoint
-from raywatch.actors.lane import Lane
 from raywatch.actors.ports import Committed, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
@@ -49,6 +48,7 @@ class Setup:
     intensity: float
     exactly_once: bool
     rollouts: tuple[tuple[float, str], ...]  # when, and to which version or back
+    relaned: tuple[float, int] | None  # when it is deployed anew, and with how many lanes
     # Where versions change or retention takes records, what a store confirmed must be there.
     honest_store: bool
     spec: DetectorSpec
@@ -61,12 +61,17 @@ def setup(seed: int) -> Setup:
     lanes = 1 + chance.below(min(3, partitions))
     quiet_s = 4.0 + 5.0 * chance.share()
     rollouts: list[tuple[float, str]] = []
-    if chance.below(10) < 4:
+    # Without transactions nobody is fenced: a holder that lives on may speak for either version.
+    exactly_once = chance.below(7) > 0
+    if exactly_once and chance.below(2) == 0:
         rollouts.append((1.0 + 3.0 * chance.share(), VERSIONS[1]))
         if chance.below(3) == 0:
             rollouts.append((rollouts[0][0] + 3.0 * chance.share(), "back"))
         if chance.below(3) == 0:
             rollouts.append((rollouts[0][0] + 5.0 + 2.0 * chance.share(), VERSIONS[0]))
+    relaned: tuple[float, int] | None = None
+    if exactly_once and not rollouts and chance.below(3) == 0:
+        relaned = 1.0 + (quiet_s - 1.0) * chance.share(), 1 + chance.below(partitions)
     spec = DetectorSpec(
         name="d",
         topics=("in",),
@@ -87,8 +92,8 @@ def setup(seed: int) -> Setup:
     return Setup(
         seed, partitions, lanes, 1 + chance.below(lanes), 1 + chance.below(2),
         45 + chance.below(25), 2 + chance.below(2), quiet_s, quiet_s + 1.0,
-        (0.3, 1.0, 1.0, 2.5)[chance.below(4)], chance.below(10) > 0, tuple(rollouts),
-        bool(rollouts) or chance.below(2) == 0, spec,
+        (0.5, 1.0, 2.0, 3.0)[chance.below(4)], exactly_once, tuple(rollouts),
+        relaned, bool(rollouts) or chance.below(2) == 0, spec,
     )  # fmt: skip
 
 
@@ -191,9 +196,9 @@ class Weather:
         made = life.setup
         chance = Chance(made.seed, "weather")
         kinds = [kind for kind in WORLD if chance.below(10) < 7]
-        if not made.honest_store:
+        if not made.honest_store or made.relaned is not None:  # lanes may have to replay all
             kinds = [kind for kind in kinds if kind != "retention"]
-        count = chance.below(1 + round(6 * made.intensity)) if kinds else 0
+        count = chance.below(2 + round(6 * made.intensity)) if kinds else 0
         for number in range(count):
             when = 0.5 + (made.quiet_s - 0.5) * chance.share()
             key = Key("world", number)
@@ -280,15 +285,14 @@ class Life:
         newest = checkpoint.newest
         try:
             checkpoint.newest = self._watched(newest)
-            detection = Detection(made.spec, self.lanes, VERSIONS[0])
-            self.control = Control(
-                world, detection, owners=made.owners, scorers=made.scorers, versions=VERSIONS
-            )
+            self._deploy(made.lanes)
             Feeder(world, made)
             Weather(self)
             for when, to in made.rollouts:
                 roll = self.control.back if to == "back" else lambda to=to: self.control.roll(to)
                 world.hub.at(when, roll)
+            if made.relaned is not None:
+                world.hub.at(made.relaned[0], self._deploy_anew)
             world.hub.at(made.quiet_s, self._calm)
             world.hub.at(made.fed_s, self._look)
             self._over = False
@@ -297,9 +301,38 @@ class Life:
                 process.alive = False
             return self._history(drained)
         finally:
+            self._bury()
             checkpoint.newest = newest
             take_away()
-            self._bury()
+
+    def _deploy(self, lanes: int) -> None:
+        """What `prepare` and `launch` do."""
+        made = self.setup
+        self.lanes = assign.lanes(self.places, lanes)
+        spec = replace(made.spec, lanes=len(self.lanes))
+        self.control = Control(
+            self.world, Detection(spec, self.lanes, VERSIONS[0]), owners=made.owners,
+            scorers=made.scorers, versions=VERSIONS,
+        )  # fmt: skip
+
+    def _deploy_anew(self) -> None:
+        """Let owners finish, or not; end everything, as far as that goes; start another number."""
+        assert self.setup.relaned is not None
+        lanes = self.setup.relaned[1]
+        self.world.told("deployed anew", lanes)
+        self.control.over()
+        patient = self.setup.seed % 2 == 0
+        for actor in list(self.world.actors.values()):
+            if patient and actor.owner is not None and actor.process is not None:
+                self.world.hub.spawn(actor.process, actor.owner.stop, 2.0)
+
+        def start() -> None:
+            for name in list(self.world.actors):
+                self.world.end(name)
+            self.world.deployments += 1
+            self._deploy(lanes)
+
+        self.world.hub.at(2.5 if patient else 0.0, start)
 
     def _is_over(self) -> bool:
         return self._over or self.world.hub.steps >= STEPS_MAX
@@ -312,9 +345,11 @@ class Life:
         hub, broker = self.world.hub, self.world.broker
         kept = broker.groups.get(self.setup.spec.group, {})
         parts = {p: broker.topics["in"][p.number] for p in self.places}
+        stands = {p: c.offset for p, c in kept.items()}
+        if not self.setup.exactly_once:  # who is not fenced may take it back: see check.forward
+            stands = self._highest()
         at_end = all(
-            p in kept and kept[p].offset == part.end and part.stable == part.end
-            for p, part in parts.items()
+            stands.get(p) == part.end and part.stable == part.end for p, part in parts.items()
         )
         rolling = self.control.rollout is not None and not self.control.rollout.over
         pending = any(holder.txn is not None for holder in broker.holders.values())
@@ -323,14 +358,23 @@ class Life:
         self._over = at_end and not rolling and not pending and not late
         hub.at(LOOK_S, self._look)
 
+    def _highest(self) -> dict[Partition, int]:
+        """The highest offset that was ever committed of each partition."""
+        found: dict[Partition, int] = {}
+        for _, kind, *what in self.events:
+            if kind == "committed":
+                for place, committed in what[2].items():
+                    found[place] = max(found.get(place, 0), committed.offset)
+        return found
+
     def _processes(self) -> list[Any]:
         return [network.process for network in self.world.networks.values()]
 
     def _watched(self, newest: Callable[..., Any]) -> Callable[..., Any]:
         """Notes which snapshot a lane takes, and what was committed then."""
 
-        def look(store: Any, detector: str, lane: int, *rest: Any) -> Any:
-            found = newest(store, detector, lane, *rest)
+        def look(store: Any, detector: str, lane: int, *rest: Any, **named: Any) -> Any:
+            found = newest(store, detector, lane, *rest, **named)
             group = self.world.broker.groups.get(self.setup.spec.group, {})
             if found is not None:
                 stands = {p: group[p].offset if p in group else 0 for p in found.offsets}
@@ -396,6 +440,3 @@ class Life:
 def text_of(entries: list[Entry]) -> list[dict[str, Any]]:
     """Values as JSON objects."""
     return [json.loads(e.value or b"{}") for e in entries]
-
-
-_ = Lane

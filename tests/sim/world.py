@@ -22,8 +22,8 @@ from raywatch.cluster.deployment import Deployment, Detection
 from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.runtime import Post
 from sim.broker import Broker
-from sim.client import KafkaException, Network, library
 from sim.client import AdminClient as SimAdmin
+from sim.client import KafkaException, Network, library
 from sim.faults import Plan
 from sim.hub import Hub, Process, SimClock, SimThreads, waiting
 from sim.scorers import SimMember, SimScorer
@@ -66,7 +66,7 @@ class World:
         self.exactly_once = exactly_once
         self.actors: dict[str, Actor] = {}
         self.networks: dict[int, Network] = {}
-        self.machinery = Process("world")  # never dies
+        self.deployments = 0  # before the one that runs
 
     # ---- actors ----------------------------------------------------------------------------
 
@@ -87,7 +87,8 @@ class World:
             if actor.gone or self.actors.get(actor.name) is not actor:
                 return
             actor.incarnation += 1
-            process = actor.process = Process(f"{actor.name}#{actor.incarnation}")
+            again = f"{self.deployments}." if self.deployments else ""
+            process = actor.process = Process(f"{actor.name}#{again}{actor.incarnation}")
             process.mourners.append(lambda: self._mourn(actor, process))
             actor.start(actor)
 
@@ -100,7 +101,7 @@ class World:
             return
         actor.process = actor.owner = None
         if actor.restarts:
-            self.start(actor, 0.3 + 1.2 * self.plan.jitter("restart"))
+            self.start(actor, 0.3 + 1.2 * self.plan.jitter(f"{actor.name}/restart"))
         else:
             actor.gone = "simulated death"
 
@@ -129,7 +130,7 @@ class World:
             assert process is not None
             self.hub.spawn(process, self._own, actor, process, spec, lanes)
 
-        self.start(Actor(name, begin, restarts=True), 0.2 + 0.6 * self.plan.jitter("start"))
+        self.start(Actor(name, begin, restarts=True), 0.2 + 0.6 * self.plan.jitter(f"{name}/start"))
 
     def _own(
         self, actor: Actor, process: Process, spec: DetectorSpec, lanes: Mapping[int, Any]
@@ -193,7 +194,9 @@ class World:
             )
             actor.scorer.ready = True
 
-        self.start(Actor(name, begin, restarts=False), 0.2 + 0.8 * self.plan.jitter("start"))
+        self.start(
+            Actor(name, begin, restarts=False), 0.2 + 0.8 * self.plan.jitter(f"{name}/start")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +320,15 @@ class Control:
     def begin(self) -> None:
         """Start, or start again: adopts what runs, goes on with what was noted."""
         process = self.process = Process("supervisor")
-        process.mourners.append(lambda: self.world.hub.at(1.0, self.begin))
+        again = self.begin
+        process.mourners.append(lambda: self.world.hub.at(1.0, again))
         self.world.hub.spawn(process, self._live)
+
+    def over(self) -> None:
+        """End the supervisor for good."""
+        if self.process is not None:
+            self.process.mourners.clear()
+            self.world.hub.kill(self.process)
 
     def _live(self) -> None:
         world = self.world
@@ -327,9 +337,7 @@ class Control:
             world.told("journal", kind, words)
 
         self.crew = SimCrew(world)
-        self.keeper = Keeper(
-            self.deployment, self.detection, self.crew, world.clock, say
-        )  # pyright: ignore[reportArgumentType]
+        self.keeper = Keeper(self.deployment, self.detection, self.crew, world.clock, say)  # pyright: ignore[reportArgumentType]
         self.rollout = None
         if self.noted:
             self.keeper.target = self.noted["target"]
@@ -443,9 +451,12 @@ def put_in_place(world: World) -> Callable[[], None]:
     kept = [(module, name, getattr(module, name)) for module, name in found]
     for module, name, _ in kept:
         setattr(module, name, there[name])
+    said: Any = owner  # what it writes to the log is not looked at here
+    said.print = lambda *_, **__: None
 
     def take_away() -> None:
         for module, name, value in kept:
             setattr(module, name, value)
+        del said.print
 
     return take_away
