@@ -389,7 +389,7 @@ class EmbeddedSource:
                         part.headers,
                     )
             left = deadline - self._clock.monotonic()
-            if len(gathered) >= limit or left <= 0.0:
+            if gathered.want(limit, limit) <= 0 or left <= 0.0:
                 break
             self._clock.sleep(min(pause, left))
             pause = min(2.0 * pause, POLL_S[1])

@@ -7,11 +7,15 @@ import numpy as np
 from raywatch.actors.ports import Fetched, Headers
 from raywatch.models.scorer import I32, I64
 
+FETCH_BYTES = 16 << 20  # A fetch ends when it has so much: what comes then is for the next one.
+CHUNK_BYTES = 4 << 20  # Of messages that are taken out of a client's queue at once.
+
 
 class Gathered:
     """What one fetch has so far."""
 
     def __init__(self) -> None:
+        self.nbytes = 0
         self._partition: list[I32] = []
         self._offset: list[I64] = []
         self._time_ms: list[I64] = []
@@ -33,12 +37,23 @@ class Gathered:
     ) -> None:
         """Take columns of some records, at least one; keys and headers only if they are asked."""
         assert len(partition) == len(offset) == len(time_ms) == len(values) > 0, len(values)
+        self.nbytes += sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
         self._partition.append(partition)
         self._offset.append(offset)
         self._time_ms.append(time_ms)
         self._values += values
         self._keys += keys
         self._headers += headers
+
+    def want(self, limit: int, most: int) -> int:
+        """How many records to ask for next, at most `most` at once; 0: enough.
+
+        As many as made CHUNK_BYTES by the size of those that came.
+        """
+        if self.nbytes >= FETCH_BYTES:
+            return 0
+        fit = CHUNK_BYTES * len(self) // max(1, self.nbytes) if self.nbytes else most
+        return min(most, limit - len(self), max(1, fit))
 
     def fetched(self) -> Fetched:
         """Everything that was added, in that order."""
@@ -52,6 +67,7 @@ class Gathered:
             self._values,
             self._keys,
             self._headers,
+            self.nbytes,
         )
 
 
@@ -65,4 +81,5 @@ def joined(parts: Sequence[Fetched]) -> Fetched:
         np.concatenate([p.time_ms for p in parts]),
         [v for p in parts for v in p.values],
         [k for p in parts for k in p.keys],
+        nbytes=sum(p.nbytes for p in parts),
     )

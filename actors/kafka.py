@@ -95,7 +95,7 @@ class KafkaSource:
         """See `Source`. Chunk by chunk, so that few messages live at once."""
         deadline = time.monotonic() + wait_s
         gathered = Gathered()
-        while (want := min(CHUNK, limit - len(gathered))) > 0:
+        while (want := gathered.want(limit, CHUNK)) > 0:
             left = max(0.0, deadline - time.monotonic())
             messages = self._consumer.consume(want, left)
             full = len(messages) == want

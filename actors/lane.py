@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raywatch.actors import checkpoint, fencing
+from raywatch.actors import bounds, checkpoint, fencing
 from raywatch.actors.fetching import joined
 from raywatch.actors.flow import Batch, Flow, Said
 from raywatch.actors.ledger import Ledger
@@ -282,14 +282,15 @@ class Shift:
         pause = self._pause_due()
         if pause and self.gathered:
             self._send()
-        if not pause and len(self.in_flight) < spec.in_flight:
+        room = bounds.room(spec, (f.batch.segments for f in self.in_flight))
+        if not pause and room:
             self._pull(SLICE_S if self.in_flight or self.out else spec.batch_wait_s)
-        full = len(self.in_flight) >= spec.in_flight
-        self._collect(0.05 if pause or full else 0.0)
+        room = bounds.room(spec, (f.batch.segments for f in self.in_flight))
+        self._collect(0.0 if room and not pause else 0.05)
         now = self.clock.monotonic()
         if now >= self.renew_at:  # also of partitions to which nobody writes
             self.renew_at, self.renote = now + RENEW_S, True
-        urgent = self.out and (now - self.out_since >= FLUSH_S or len(self.out) >= OUT_MAX)
+        urgent = self.out and now - self.out_since >= FLUSH_S
         if urgent or now - self.committed_at >= spec.checkpoint_s:
             self._commit()
         if pause and not self.in_flight:
@@ -334,16 +335,17 @@ class Shift:
     def _pull(self, wait_s: float) -> None:
         """Gather records until the batch is full or its time is over, then send it off."""
         assert self.source is not None
-        have = sum(len(f) for f in self.gathered)
+        most = bounds.batch_records(self.spec, self.model)
+        have, size = sum(map(len, self.gathered)), sum(f.nbytes for f in self.gathered)
         began = self.clock.monotonic()
-        fetched = self.source.fetch(self.spec.batch_records - have, wait_s)
+        fetched = self.source.fetch(most - have, wait_s)
         now = self.clock.monotonic()
         if len(fetched):
             if not self.gathered:
                 self.gathered_since = began  # the oldest may have come right then
             self.gathered.append(fetched)
-            have += len(fetched)
-        full = have >= self.spec.batch_records
+            have, size = have + len(fetched), size + fetched.nbytes
+        full = have >= most or size >= self.spec.batch_bytes
         if full or (self.gathered and now - self.gathered_since >= self.spec.batch_wait_s):
             self._send()
         elif not self.gathered:
@@ -404,6 +406,8 @@ class Shift:
                     return
             self.in_flight.popleft()
             self._done(flight, self.flow.finish(flight.batch, scores))
+            if len(self.out) >= OUT_MAX:
+                self._commit()
             wait_s = 0.0
 
     def _speak_of(self, flight: _Flight) -> None:

@@ -53,6 +53,7 @@ class Fetched:
     values: list[bytes | None]  # (N,) None is a tombstone
     keys: list[bytes | None]  # (N,), or empty where the source was opened without keys
     headers: list[Headers] = field(default_factory=list[Headers])  # (N,), or empty, like keys
+    nbytes: int = 0  # of all values and keys
 
     def __len__(self) -> int:
         return len(self.values)
@@ -89,7 +90,8 @@ class Source(Protocol):
     def fetch(self, limit: int, wait_s: float) -> Fetched:
         """Up to `limit` records; returns early with what is there once `wait_s` is over.
 
-        Raises LaneLost when an offset is no longer retained.
+        A fetch is bounded in bytes, too (see fetching.py). Raises LaneLost when an offset is no
+        longer retained.
         """
         ...
 

@@ -33,7 +33,9 @@ class DetectorSpec:
     keys_full: Literal["evict", "reject"] = "evict"  # what becomes of a new key beyond that
     batch_records: int = 20_000  # most records in a batch
     batch_wait_s: float = 0.05  # longest a record waits for its batch to fill
+    batch_bytes: int = 16_777_216  # and bytes of them as they came
     in_flight: int = 4  # batches of a lane at the scorers
+    in_flight_bytes: int = 134_217_728  # and bytes of them: beyond it no other batch is sent
     checkpoint_s: float = 0.2  # longest time between two commits while records flow
     snapshot_s: float = 60.0  # time between two snapshots of a lane's state
 

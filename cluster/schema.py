@@ -254,6 +254,13 @@ class Detector(Settings):
     batch_records: int = Field(
         default=_SPEC.batch_records, ge=1, le=200_000, description="Most records in a batch."
     )
+    batch_bytes: int = Field(
+        default=_SPEC.batch_bytes,
+        ge=1_024,
+        le=1_073_741_824,
+        description="Bytes of keys and values at which a batch is full; a last fetch of up to "
+        "16 MiB, and one record, may lie above it.",
+    )
     batch_wait_ms: int = Field(
         default=int(_SPEC.batch_wait_s * 1_000),
         ge=1,
@@ -265,6 +272,14 @@ class Detector(Settings):
         ge=1,
         le=64,
         description="Batches of a lane that may be at the scorers.",
+    )
+    in_flight_bytes: int = Field(
+        default=_SPEC.in_flight_bytes,
+        ge=1_048_576,
+        le=17_179_869_184,
+        description="Bytes of a lane's batches at the scorers beyond which no other one is sent; "
+        "a batch by itself is never larger. Each key of a batch takes its history along, 6 KB "
+        "a channel.",
     )
     checkpoint_ms: int = Field(
         default=int(_SPEC.checkpoint_s * 1_000),
@@ -314,7 +329,9 @@ class Detector(Settings):
             keys_full=self.keys_full,
             batch_records=self.batch_records,
             batch_wait_s=self.batch_wait_ms / 1_000,
+            batch_bytes=self.batch_bytes,
             in_flight=self.in_flight,
+            in_flight_bytes=self.in_flight_bytes,
             checkpoint_s=self.checkpoint_ms / 1_000,
             snapshot_s=self.snapshot_s,
         )

@@ -75,7 +75,9 @@ def test_every_field_a_lane_knows_can_be_set(tmp_path: Path) -> None:
     keys_full: reject
     batch_records: 13
     batch_wait_ms: 170
+    batch_bytes: 2048
     in_flight: 3
+    in_flight_bytes: 1048576
     checkpoint_ms: 190
     snapshot_s: 2
     alert: {probability: 0.001, warmup: 1, quiet: 2, half_life: 300, update_factor: 4}
