@@ -265,10 +265,15 @@ def test_rejects_say_why_and_where_and_carry_no_bytes() -> None:
 
 
 def test_a_key_that_finds_no_room_is_rejected_under_its_pseudonym() -> None:
-    there, lane = lived(SECRET, keys_max=3)
+    there, lane = lived(SECRET, keys_max=1, keys_full="reject")
     full = [dict(each) for each in rejects(there) if dict(each)["reason"] == b"too many keys"]
     assert len(full) > 100
     assert all(b"h1_" in each["detail"] for each in full)
+    assert [each[:300] for each in everything(there, lane) if CANARY.encode() in each] == []
+
+
+def test_keys_that_are_forgotten_for_others_leave_no_clear_key_either() -> None:
+    there, lane = lived(SECRET, keys_max=2)
     assert [each[:300] for each in everything(there, lane) if CANARY.encode() in each] == []
 
 
