@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo dev check test fuzz sim bench kafka docs format clean
+.PHONY: help demo dev check test fuzz sim chaos bench kafka docs format clean
 
 help: ## List what can be made
 	@echo "New here? make demo"
@@ -53,6 +53,9 @@ fuzz: dev ## Feed N damaged inputs (N=1000000 SEED=0) to everything that reads b
 LIVES ?= 1000
 sim: dev ## Live simulated lives: make sim SEED=0 LIVES=1000
 	PYTHONPATH=tests $(BIN)/python -m sim --seed $(SEED) --lives $(LIVES) $(if $(BUG),--bug "$(BUG)")
+
+chaos: dev needs ## Break a service on three brokers 200 times in 20 minutes (as root)
+	$(BIN)/python tests/chaos/run.py --faults 200 --minutes 20 --seed 1 --rate 5000 --json chaos.json
 
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py
