@@ -55,7 +55,7 @@ sim: dev ## Live simulated lives: make sim SEED=0 LIVES=1000
 	PYTHONPATH=tests $(BIN)/python -m sim --seed $(SEED) --lives $(LIVES) $(if $(BUG),--bug "$(BUG)")
 
 chaos: dev needs ## Break a service on three brokers 200 times in 20 minutes (as root)
-	$(BIN)/python tests/chaos/run.py --faults 200 --minutes 20 --seed 1 --rate 5000 --json chaos.json
+	$(BIN)/python tests/chaos/run.py --faults 200 --minutes 20 --seed 1 --rate 5000 --json out/chaos.json
 
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py

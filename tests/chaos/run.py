@@ -295,6 +295,7 @@ def main(argv: Sequence[str]) -> int:
 def told(found: dict[str, Any], asked: argparse.Namespace) -> int:
     """Print the table and the verdict, write the JSON."""
     if asked.json is not None:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps(found, indent=1))
     print("\n".join(found["table"]))
     print(f"{found['faults']} faults in {found['faults_took_s']:.0f} s, {found['records']} records "
