@@ -282,15 +282,14 @@ class Shift:
         pause = self._pause_due()
         if pause and self.gathered:
             self._send()
-        room = bounds.room(spec, (f.batch.segments for f in self.in_flight))
-        if not pause and room:
+        if not pause and bounds.room(spec, (f.batch.segments for f in self.in_flight)):
             self._pull(SLICE_S if self.in_flight or self.out else spec.batch_wait_s)
         room = bounds.room(spec, (f.batch.segments for f in self.in_flight))
         self._collect(0.0 if room and not pause else 0.05)
         now = self.clock.monotonic()
         if now >= self.renew_at:  # also of partitions to which nobody writes
             self.renew_at, self.renote = now + RENEW_S, True
-        urgent = self.out and now - self.out_since >= FLUSH_S
+        urgent = self.out and (now - self.out_since >= FLUSH_S or len(self.out) >= OUT_MAX)
         if urgent or now - self.committed_at >= spec.checkpoint_s:
             self._commit()
         if pause and not self.in_flight:
@@ -328,6 +327,7 @@ class Shift:
             self._send()
         while self.in_flight and self.clock.monotonic() < until:
             self._collect(0.05)
+            self._commit()
         self._commit(force=bool(self.out))
         if not self.in_flight and self._caught_up() and self.saving.far(self.position) > 0:
             self._snapshot(SAVE_S)
@@ -396,9 +396,8 @@ class Shift:
 
     def _collect(self, wait_s: float) -> None:
         """Finish batches in order, as far as their scores are there."""
-        while self.in_flight:
-            flight = self.in_flight[0]
-            scores = None
+        while self.in_flight and len(self.out) < OUT_MAX:
+            flight, scores = self.in_flight[0], None
             if flight.ticket is not None:
                 scores = self.pool.result(flight.ticket, wait_s)
                 if scores is None:
@@ -406,8 +405,6 @@ class Shift:
                     return
             self.in_flight.popleft()
             self._done(flight, self.flow.finish(flight.batch, scores))
-            if len(self.out) >= OUT_MAX:
-                self._commit()
             wait_s = 0.0
 
     def _speak_of(self, flight: _Flight) -> None:
