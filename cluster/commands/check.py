@@ -6,7 +6,8 @@ Asks in the order in which things depend on each other, says every answer, and c
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster import insecure
 from raywatch.cluster.config import Config, load
 from raywatch.cluster.growth import grown
+from raywatch.cluster.memory import fitting, gib, memory_bound
 from raywatch.cluster.output import ConfigPath, JsonFlag, mark, result, say
 from raywatch.models.errors import (
     EXIT_CHANGE,
@@ -41,6 +43,7 @@ class Finding:
     words: str
     hint: str = ""
     exit_code: int = EXIT_OK
+    numbers: Mapping[str, int] = field(default_factory=dict[str, int])  # behind the words
 
 
 def ok(words: str) -> Finding:
@@ -98,7 +101,9 @@ def check(
         "ready": code == EXIT_OK,
         "exit_code": code,
         "findings": [
-            {"state": each.state, "words": each.words, "hint": each.hint} for each in findings
+            {"state": each.state, "words": each.words, "hint": each.hint}
+            | ({"numbers": dict(each.numbers)} if each.numbers else {})
+            for each in findings
         ],
     }
     result(found, json, _lines)
@@ -293,8 +298,44 @@ def examine(config: Config, log: Log) -> Iterator[Finding]:
     for each in config.detectors:
         spec = config.spec(each.name, unsettled=True)
         yield from _asked(lambda spec=spec: _input(spec, log, topics))
+        yield from _memory(spec, config, topics)
         yield from _asked(lambda spec=spec: _group(spec, log))
         yield from _outputs(spec, topics)
+
+
+def _memory(spec: DetectorSpec, config: Config, topics: Mapping[str, int]) -> Iterator[Finding]:
+    """What an owner takes at most, and whether a machine like this one has it."""
+    partitions = sum(topics.get(each, 0) for each in spec.topics)
+    if not partitions:
+        return
+    place: dict[str, Any] = {
+        "partitions": partitions, "owners": config.owners.count, "kafka": config.kafka.settings
+    }  # fmt: skip
+    bound, there = memory_bound(spec, **place), machine_bytes()
+    words = f"{spec.name}: {bound.words}"
+    if config.detector(spec.name).record.patterns:
+        words += f", with `{len(spec.record.values)}` channels; patterns may match more"
+    numbers = {**asdict(bound), "total": bound.total, "machine": there or 0}
+    if there is None or bound.total <= there:
+        yield Finding("ok", words, numbers=numbers)
+        return
+    fit = fitting(spec, there, **place)
+    hint = (
+        f"`keys_max: {fit}` fits (of a partition), so do more owners on machines of their own"
+        if fit
+        else "more owners on machines of their own, or smaller `in_flight_bytes`, `batch_records`"
+    )
+    yield Finding("warn", f"{words}; this machine has {gib(there)}", hint, numbers=numbers)
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, or what its container may take; None where nobody says."""
+    found: list[int] = []
+    for path, unit in (("/proc/meminfo", 1_024), ("/sys/fs/cgroup/memory.max", 1)):
+        with suppress(OSError, ValueError, IndexError):
+            words = Path(path).read_text(encoding="ascii").split()
+            found.append(int(words[1 if unit > 1 else 0]) * unit)
+    return min(found, default=None)
 
 
 def _asked(question: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
