@@ -252,7 +252,12 @@ class Asker:
             found = service.log.committed(service.spec.group, service.partitions)
         except (RaywatchError, AttributeError, RuntimeError):
             return  # brokers are away, or the service is being replaced
-        self.committed.append({str(p): c.offset for p, c in found.items()})
+        reading = {str(p): c.offset for p, c in found.items()}
+        before = self.committed[-1] if self.committed else {}
+        back = [f"{p}: {before[p]} to {o}" for p, o in reading.items() if o < before.get(p, 0)]
+        if back:
+            print(f"  {time.monotonic():.1f} offsets went back: {back}", file=sys.stderr)
+        self.committed.append(reading)
 
     def close(self) -> None:
         self._closed.set()

@@ -181,6 +181,8 @@ def end(rig: Rig) -> dict[str, Any]:
     said = read(rig.brokers.bootstrap, rig.service.spec.alerts)
     audited = read(rig.brokers.bootstrap, rig.service.spec.audit)
     _say(f"{total} records written, drained after {drained_s:.1f} s, {len(said)} alerts; backtest")
+    lines = (json.dumps(a) for a in said)
+    (rig.folder / "said.jsonl").write_text("\n".join(lines))
     wrong += law.differences(Counter(text(a) for a in said), expected(rig))
     wrong += law.unlawful(said, whole=True)
     wrong += law.beyond(said, {(p.topic, p.number): c.offset for p, c in committed.items()})
@@ -248,6 +250,7 @@ def chaos(rig: Rig, asked: argparse.Namespace) -> dict[str, Any]:
     if took_s > 60.0 * asked.minutes + 60.0:
         wrong.append(f"the faults took {took_s:.0f} s")
     return {
+        "folder": str(rig.folder),
         "seed": asked.seed, "model": rig.model, "lanes": LANES, "keys": KEYS,
         "rate_asked": asked.rate, "faults": len(stories), "faults_took_s": round(took_s, 1),
         **found,
@@ -278,6 +281,7 @@ def main(argv: Sequence[str]) -> int:
         os.execvp("unshare", [*words, sys.executable, __file__, *argv, "--inside"])
     folder = Path(tempfile.mkdtemp(prefix="rw-chaos-", dir="/var/tmp"))
     rig: Rig | None = None
+    found: dict[str, Any] = {}
     try:
         rig = Rig(folder, rate=asked.rate, seed=asked.seed, model=asked.model)
         found = chaos(rig, asked)
@@ -287,7 +291,7 @@ def main(argv: Sequence[str]) -> int:
     finally:
         if rig is not None:
             rig.close()
-        if not asked.keep:
+        if not (asked.keep or found.get("wrong")):
             shutil.rmtree(folder, ignore_errors=True)
     return told(found, asked)
 
@@ -302,6 +306,8 @@ def told(found: dict[str, Any], asked: argparse.Namespace) -> int:
           f"at {found['rate']:.0f}/s, {found['alerts']} alerts {found['by_state']}")  # fmt: skip
     for each in found["wrong"][:20]:
         print(f"wrong: {each[:2_000]}")
+    if found["wrong"]:
+        print(f"records and alerts are in {found['folder']}")
     print("broken" if found["wrong"] else "nothing lost, nothing repeated, every story as promised")
     return 1 if found["wrong"] else 0
 
