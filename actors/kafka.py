@@ -463,14 +463,15 @@ class KafkaLog:
                 self._lookers[group] = self.made(ck.Consumer, rules.CLIENT, fixed)
             return self._lookers[group]
 
-    def held(self, wanted: Iterable[Right]) -> dict[Right, bool | None]:
+    def held(self, wanted: Sequence[Right]) -> dict[Right, bool | None]:
         """Which of these rights there are; see `kafka_security.held`. Fences no lane."""
         asker = Brokers(
             self._admin, _answer, FAILURE, ck.TopicCollection, partial(NewTopic, num_partitions=1),
             lambda lane: KafkaSink(self, lane, lane, exactly_once=True).attempt(), ANSWER_S,
         )  # fmt: skip
-        with self._answered("rights"):
-            return security.held(asker, wanted)
+        ask, deadline = partial(security.held, asker, wanted), time.monotonic() + ANSWER_S
+        with self._answered("rights"):  # a new broker has no coordinator at first
+            return rules.patient(lambda _: ask(), deadline, FAILURE)
 
     def _silent(self) -> Unreachable:
         self._admin.poll(0)  # lets the ear hear

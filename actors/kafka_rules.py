@@ -186,6 +186,7 @@ CURES = {  # what the client's words are about, and what to change
     "security.protocol": "do these brokers want TLS or SASL? correct `kafka.security.protocol`",
     "OAUTHBEARER token": "check `kafka.security`: `token_url`, `username`, `password`, `scope`",
     "invalid_token": "brokers do not accept this token: its issuer, audience or times",
+    "username or password": "check `kafka.security`: `username`, `password`, `mechanism`",
     "credentials": "check `kafka.security`: `username`, `password`, `mechanism`",
     "mechanism": "correct `kafka.security.mechanism`",
 }

@@ -16,7 +16,7 @@ import re
 import shlex
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -87,9 +87,9 @@ def _resource(right: Right) -> tuple[str, str, bool]:
 
 
 def lane(transactional_id: str) -> Right:
-    """The right to take a lane; of `raywatch.hosts.3` that of all lanes of `hosts`."""
+    """The right to take a lane; of `raywatch.hosts.3-of-8` that of all lanes of `hosts`."""
     stem, dot, number = transactional_id.rpartition(".")
-    if dot and number.isdecimal():
+    if dot and number[:1].isdecimal():
         return Right("transactional-id", f"{stem}.", "Write", prefixed=True)
     return Right("transactional-id", transactional_id, "Write")
 
@@ -231,7 +231,7 @@ def denied(fault: Fault) -> bool:
     return fault.name().endswith("_AUTHORIZATION_FAILED")
 
 
-def held(brokers: Brokers, wanted: Iterable[Right]) -> dict[Right, bool | None]:
+def held(brokers: Brokers, wanted: Sequence[Right]) -> dict[Right, bool | None]:
     """Which rights there are, those that were not asked for on the same resources included.
 
     Args:
@@ -241,7 +241,6 @@ def held(brokers: Brokers, wanted: Iterable[Right]) -> dict[Right, bool | None]:
     Returns:
         True: held; False: not; None: cannot be said while the topic is not there.
     """
-    wanted = list(wanted)
     found: dict[Right, bool | None] = {}
     topics = sorted({right.name for right in wanted if right.resource == "topic"})
     groups = sorted({right.name for right in wanted if right.resource == "group"})
@@ -341,12 +340,12 @@ def subject(pem: bytes) -> str:
         raise ValueError("no certificate")
     try:
         der = base64.b64decode(found[1])
-        (certificate,) = _parts(der)
+        certificate = _parts(der)[0]
         fields = [each for each in _parts(_parts(certificate[1])[0][1]) if each[0] != 0xA0]
         # serial, algorithm, issuer, validity, subject; the version (0xA0) may be left out
         rdns = _parts(fields[4][1])
         return ",".join("+".join(map(_attribute, _parts(rdn))) for _, rdn in reversed(rdns))
-    except (IndexError, binascii.Error, UnicodeDecodeError) as error:
+    except (IndexError, UnicodeDecodeError, binascii.Error) as error:
         raise ValueError("not a certificate") from error
 
 
@@ -369,7 +368,7 @@ def _parts(data: bytes) -> list[tuple[int, bytes]]:
             more = size & 0x7F
             size, at = int.from_bytes(data[at : at + more]), at + more
         if at + size > len(data):
-            raise ValueError("cut short")
+            raise ValueError("a certificate that is cut short")
         found.append((tag, data[at : at + size]))
         at += size
     return found

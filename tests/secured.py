@@ -2,13 +2,11 @@
 
 import base64
 import json
-import sys
 import threading
 import urllib.parse
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka.admin import (
@@ -182,18 +180,3 @@ def provider(secured: Secured, **clients: str) -> Generator[Provider]:
         yield there
     finally:
         there.close()
-
-
-def tool(name: str) -> Any:
-    """A module of `tools/`, as the fixtures loaded it, or loaded now."""
-    import importlib.util
-
-    known = f"raywatch_tools_{name}"
-    if known not in sys.modules:
-        path = Path(__file__).resolve().parent.parent / "tools" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(known, path)
-        assert spec
-        assert spec.loader
-        sys.modules[known] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[known])
-    return sys.modules[known]

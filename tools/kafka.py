@@ -46,7 +46,7 @@ CLUSTER_ID = "4L6g3nShT-eMCtK--X86sw"  # any 16 bytes in base64: clusters here n
 JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 TOOLS = {
-    "acls": "kafka.admin.AclCommand",
+    "acls": "org.apache.kafka.tools.AclCommand",
     "configs": "kafka.admin.ConfigCommand",
     "delete-records": "org.apache.kafka.tools.DeleteRecordsCommand",
     "groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
