@@ -15,8 +15,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from raywatch.actors import bounds, checkpoint, fencing
 from raywatch.actors.fetching import joined
@@ -37,10 +36,9 @@ from raywatch.actors.ports import (
 )  # fmt: skip
 from raywatch.actors.saving import Saver, Saving
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stats import LaneStats, State
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import ModelSpec
-
-State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenced", "stopped"]
 
 FLUSH_S = 0.005  # Alerts wait at most about this long for company before they are committed.
 SLICE_S = 0.005  # Longest wait for records while scores or a commit are waited for.
@@ -52,27 +50,6 @@ RENEW_S = 21_600.0  # All offsets are committed anew this often: brokers forget 
 WORDS_S = 2.0  # Scores that are missing for longer are spoken of.
 SAVE_S = 10.0  # Longest wait for a snapshot that has to be there before a lane goes on or ends.
 GAP_BATCHES = 5  # A lane that had to replay more than this stores its state once it has.
-
-
-@dataclass(slots=True)
-class LaneStats:
-    """Counters of one lane since it was first opened; read by other threads."""
-
-    state: State = "opening"
-    words: str = ""
-    opened: int = 0
-    records: int = 0
-    rejects: int = 0
-    alerts: int = 0
-    commits: int = 0
-    in_flight: int = 0
-    keys: int = 0
-    version: str = ""
-    version_since: dict[str, int] = field(default_factory=lambda: {})  # partition -> first offset
-    committed: dict[str, int] = field(default_factory=lambda: {})
-    position: dict[str, int] = field(default_factory=lambda: {})
-    delay_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
-    snapshot: str = ""
 
 
 class Lane:
@@ -183,13 +160,13 @@ class Shift:
 
     def open(self) -> None:
         """Fence, read what is committed, load the state, start reading."""
-        spec, partitions = self.spec, self.lane.partitions
+        spec, lane, partitions = self.spec, self.lane.number, self.lane.partitions
         self.stats.state = "opening"
         self.stats.opened += 1
-        self.sink = self.lane.sink = self.log.sink(spec.lane_id(self.lane.number), spec.group)
+        self.sink = self.lane.sink = self.log.sink(spec.lane_id(lane), spec.group)
         self.sink.open()
         self.source = self.log.source(spec.group, partitions, keys=spec.record.key is None)
-        committed, others = fencing.committed(self.log, spec, self.lane.number, self.source)
+        committed, others = fencing.committed(self.log, spec, lane, partitions, self.source)
         start = checkpoint.start(
             partitions=partitions,
             committed=committed,
@@ -429,7 +406,7 @@ class Shift:
         self.stats.records += len(flight.batch.records)
         self.stats.alerts += len(said.alerts)
         self.stats.rejects += len(said.rejects)
-        self.stats.keys = len(self.flow.keys)
+        self.stats.keys, self.stats.evicted = len(self.flow.keys), self.flow.keys.evicted
         self.stats.in_flight = len(self.in_flight)
 
     def _changed(self, version: str, since: dict[Partition, int]) -> None:

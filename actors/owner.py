@@ -51,6 +51,7 @@ class LaneReport:
     rejects: int
     commits: int
     keys: int
+    evicted: int
     in_flight: int
     committed: dict[str, int]
     position: dict[str, int]
@@ -252,6 +253,7 @@ def _lane_report(lane: Lane) -> LaneReport:
         rejects=stats.rejects,
         commits=stats.commits,
         keys=stats.keys,
+        evicted=stats.evicted,
         in_flight=stats.in_flight,
         committed=dict(stats.committed),
         position=dict(stats.position),

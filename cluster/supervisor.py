@@ -86,6 +86,8 @@ class Supervisor:
         try:
             told, sentences = self._read_audit()
             watches = {d.spec.name: self._watch(d, told) for d in self.deployment.detections}
+            for watch in watches.values():  # before a lane opens: see actors/fencing.py
+                self._note(watch, now=True)
         except RaywatchError as error:
             self._stuck = error
             return False
@@ -100,14 +102,12 @@ class Supervisor:
             self.watches = watches
         for note in self.deployment.notes:
             self.say("info", note)
-        found = f"; {adopted} actors run already" if adopted else ""
-        label = "supervisor" if adopted else "start"
+        found, label = (
+            (f"; {adopted} actors run already", "supervisor") if adopted else ("", "start")
+        )
         self.say("start", f"watches {', '.join(watches)}{found}", label=label)
         if trouble is not None:
             self.say("fault", f"no page until that has changed: {trouble.message}")
-        for name, watch in watches.items():
-            if name in told:
-                self._note(watch)
         self.reader.start()
         return True
 
@@ -123,9 +123,10 @@ class Supervisor:
         def say(kind: journal.Kind, words: str, label: str) -> None:
             self.say(kind, words, detector=detection.spec.name, label=label)
 
+        last = told.get(detection.spec.name, {})
+        detection = detection.after(last)
         keeper = Keeper(self.deployment, detection, self.crew, self.clock, say)
         watch = Watch(detection, keeper, self.deployment.pool)
-        last = told.get(detection.spec.name, {})
         if keeper.scorers and isinstance(last.get("scorers"), int):
             watch.remember(last["scorers"], self.clock.monotonic())
         if last.get("configured") == detection.version and last.get("target"):
@@ -225,9 +226,11 @@ class Supervisor:
             self._noted = now
             for watch in self.watches.values():
                 self._note(watch)
-        for words in (each.words for each in self.reader.growth):
-            if all(entry.words != words for entry in self.journal):
-                self.say("fault", words, label="partitions added")
+        known = {entry.words for entry in self.journal}
+        for words in sorted({each.words for each in self.reader.growth} - known):
+            self.say("fault", words, label="partitions added")
+        for words in sorted({w.crowded() for w in self.watches.values()} - known - {""}):
+            self.say("fault", words, label="keys full")
         self._say_blocked(now)
         self._latest = self.view.snapshot(self.clock.now_ms(), now)
         self.metrics.update(self._latest)
@@ -301,6 +304,7 @@ class Supervisor:
             "target": keeper.target,
             "scorers": watch.decision.scorers,
             "lanes": {str(lane): version for lane, version in keeper.lanes.items()},
+            "layouts": [*watch.spec.formerly, watch.spec.lanes],
             "rollout": rollout.to_fields(watch.rollout) if watch.rollout else None,
         }
         out = Out(self.audit, watch.spec.name.encode(), json.dumps(entry).encode())

@@ -63,6 +63,17 @@ class Watch:
             if lane.state in ("blocked", "fenced")
         ]
 
+    def crowded(self) -> str:
+        """What to say of keys that are forgotten; empty where none was."""
+        lanes = (each for report in self.keeper.reports().values() for each in report.lanes)
+        if not any(lane.evicted for lane in lanes):
+            return ""
+        return (
+            f"{self.spec.name} forgets keys: a partition holds at most `keys_max: "
+            f"{self.spec.keys_max}`; raise it, or look who sends so many (`raywatch check` says "
+            "what memory it takes)"
+        )
+
     # ---- scale -----------------------------------------------------------------------------
 
     def observe(self, now: float, reader: Reader) -> scale.Observation:
