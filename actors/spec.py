@@ -26,6 +26,7 @@ class DetectorSpec:
     audit: str = "raywatch.audit"
     lanes: int = 4
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
+    formerly: tuple[int, ...] = ()  # other numbers of lanes that it was deployed with
     added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
     replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps
@@ -60,7 +61,11 @@ class DetectorSpec:
 
         With another number of lanes the same partitions are in other lanes, hence of other ids.
         """
-        return f"{self.lane_prefix}{lane}-of-{self.lanes}"
+        return self.lane_id_of(lane, self.lanes)
+
+    def lane_id_of(self, lane: int, lanes: int) -> str:
+        """The same, where there are so many lanes."""
+        return f"{self.lane_prefix}{lane}-of-{lanes}"
 
     def is_lane_id(self, text: str) -> bool:
         """Whether this is the id of a lane of this detector, whatever the number of lanes."""

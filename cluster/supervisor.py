@@ -102,9 +102,8 @@ class Supervisor:
             self.watches = watches
         for note in self.deployment.notes:
             self.say("info", note)
-        found, label = (
-            (f"; {adopted} actors run already", "supervisor") if adopted else ("", "start")
-        )
+        found = f"; {adopted} actors run already" if adopted else ""
+        label = "supervisor" if adopted else "start"
         self.say("start", f"watches {', '.join(watches)}{found}", label=label)
         if trouble is not None:
             self.say("fault", f"no page until that has changed: {trouble.message}")
@@ -138,13 +137,10 @@ class Supervisor:
                 if found is not None and not found.over:
                     watch.begin(found)
                     keeper.lanes = self._lanes_of(last, detection, found)
-        for version in {keeper.target, *keeper.lanes.values()} | self._versions(watch):
+        rolling = {watch.rollout.before, watch.rollout.after} if watch.rollout else set[str]()
+        for version in {keeper.target, *keeper.lanes.values()} | rolling:
             keeper.blobs[version] = self._blob(version)
         return watch
-
-    @staticmethod
-    def _versions(watch: Watch) -> set[str]:
-        return {watch.rollout.before, watch.rollout.after} if watch.rollout else set()
 
     @staticmethod
     def _lanes_of(

@@ -31,7 +31,8 @@ def test_a_zombie_of_another_number_of_lanes_is_fenced() -> None:
     notes = {p.number: checkpoint.holder(c.note) for p, c in there.commits(two).items()}
     assert notes[0] == notes[2] == two.lane_id(0)  # from now on nobody else is fenced
     assert notes[1] == notes[3] == one.lane_id(0)
-    assert fencing.former(two, 1, there.commits(two)) == [one.lane_id(0), two.lane_id(0)]
+    commits = there.commits(two)
+    assert fencing.former(two, 1, every, commits) == [one.lane_id(0), two.lane_id(0)]
 
 
 def test_state_and_alerts_survive_another_number_of_lanes() -> None:
@@ -52,8 +53,35 @@ def test_a_note_fences_lanes_of_its_own_detector_only() -> None:
     partition = Partition("in", 0)
     for name in ("raywatch.other.0-of-2", "payments", "raywatch.d.", "raywatch.d.0-of-2/../x", ""):
         note = checkpoint.note("m@1", 0, name)
-        assert fencing.former(detector, 0, {partition: Committed(3, note)}) == [], name
+        found = fencing.former(detector, 0, [partition], {partition: Committed(3, note)})
+        assert found == [], name
     for note in ("", "[]", '{"lane": 7}', "not JSON"):
-        assert fencing.former(detector, 0, {partition: Committed(3, note)}) == [], note
+        found = fencing.former(detector, 0, [partition], {partition: Committed(3, note)})
+        assert found == [], note
     note = checkpoint.note("m@1", 0, "raywatch.d.7-of-9")
-    assert fencing.former(detector, 0, {partition: Committed(3, note)}) == ["raywatch.d.7-of-9"]
+    noted = {partition: Committed(3, note)}
+    assert fencing.former(detector, 0, [partition], noted) == ["raywatch.d.7-of-9"]
+
+
+def test_who_opened_under_another_number_of_lanes_and_never_committed_is_fenced() -> None:
+    """Found by the simulator: no commit notes such a lane, so the audit topic has to."""
+    there = world()
+    one = spec("d", "in", lanes=1)
+    zombie = there.log.sink(one.lane_id(0), one.group)
+    zombie.open()
+    source = there.log.source(one.group, there.partitions)
+    there.log.write(RECORDS[:20_000])
+    every = list(there.partitions)
+    there.partitions = every[0::2]
+    live(there, spec("d", "in", lanes=2, formerly=(1,)))
+    with pytest.raises(Fenced):
+        zombie.transact([Out("d.alerts", b"k", b"{}")], {every[0]: Committed(1)}, source)
+
+
+def test_a_lane_whose_commits_are_all_its_own_fences_nobody() -> None:
+    detector = spec("d", "in", lanes=2, formerly=(1, 3))
+    partitions = [Partition("in", 0), Partition("in", 2)]
+    mine = Committed(3, checkpoint.note("m@1", 0, detector.lane_id(0)))
+    assert fencing.former(detector, 0, partitions, dict.fromkeys(partitions, mine)) == []
+    names = ["raywatch.d.0-of-1", "raywatch.d.0-of-3", "raywatch.d.2-of-3"]
+    assert fencing.former(detector, 0, partitions, {partitions[0]: mine}) == names

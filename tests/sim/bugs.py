@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raywatch.actors import alerts, checkpoint, lane
+from raywatch.actors import alerts, checkpoint, fencing, lane
 from raywatch.actors.flow import Flow
 from raywatch.actors.kafka import KafkaLog, KafkaSink, KafkaSource
 from raywatch.actors.lane import Shift
@@ -185,6 +185,19 @@ def loads_a_snapshot_newer_than_the_commit() -> list[Any3]:
     ]
 
 
+def fences_only_whom_a_commit_notes() -> list[Any3]:
+    former = fencing.former
+
+    def noted(spec: Any, *rest: Any) -> list[str]:
+        return former(replace(spec, formerly=()), *rest)
+
+    return [(fencing, "former", noted)]
+
+
+def fences_nobody_of_another_number_of_lanes() -> list[Any3]:
+    return [(fencing, "former", lambda *_: [])]
+
+
 def skips_the_gap() -> list[Any3]:
     load = Shift._load
 
@@ -305,6 +318,12 @@ BUGS = (
     Bug("commits offsets outside the transaction", commits_offsets_outside_the_transaction, 50),
     Bug("at least once: commits before it has written", commits_before_it_has_written, 200),
     Bug("fences nobody", fences_nobody, 50),
+    Bug(
+        "fences nobody of another number of lanes",
+        fences_nobody_of_another_number_of_lanes,
+        1_000,
+    ),
+    Bug("fences only whom a commit notes", fences_only_whom_a_commit_notes, 2_000),
     Bug("takes silence for no commit", takes_silence_for_no_commit, 1_000),
     Bug("commits the last record plus one, not the position", commits_the_last_record_plus_one, 50),
     Bug("loads a snapshot newer than the commit", loads_a_snapshot_newer_than_the_commit, 200),

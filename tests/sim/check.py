@@ -87,7 +87,7 @@ def snapshots(history: History) -> Iterator[str]:
 
 
 def unkilled(history: History) -> Iterator[str]:
-    """Nobody dies whom nobody killed: but of a scorer's foreign answer, and of a call that hangs."""
+    """Nobody dies whom nobody killed, but of a foreign answer and of a call that hangs."""
     excused = {what[1] for _, kind, *what in history.events if kind == "foreign answer"}
     for at, kind, *what in history.events:
         if kind == "died":
@@ -166,7 +166,7 @@ def expected(history: History) -> tuple[Counter[bytes], Counter[Any]]:
 def _piece(
     history: History, place: Partition, cuts: list[tuple[int, str]], number: int, version: str
 ) -> list[Entry]:
-    """Records between a partition's nth change of version and the next, if that was to `version`."""
+    """Records from a partition's nth change on to the next, if that was to `version`."""
     if number >= len(cuts) or cuts[number][1] != version:
         return []
     begin = cuts[number][0]

@@ -275,6 +275,7 @@ class Life:
             self.world.broker.create(topic, count)
         self.world.broker.create("audit", 1)
         self.places = [Partition("in", n) for n in range(made.partitions)]
+        self.layouts: list[int] = []
         self.lanes = assign.lanes(self.places, made.lanes)
         self.inputs: dict[Partition, list[Entry]] = {p: [] for p in self.places}
 
@@ -309,7 +310,9 @@ class Life:
         """What `prepare` and `launch` do."""
         made = self.setup
         self.lanes = assign.lanes(self.places, lanes)
-        spec = replace(made.spec, lanes=len(self.lanes))
+        count = len(self.lanes)
+        spec = replace(made.spec, lanes=count, formerly=tuple(sorted(set(self.layouts) - {count})))
+        self.layouts.append(count)  # in the audit topic before any lane opens
         self.control = Control(
             self.world, Detection(spec, self.lanes, VERSIONS[0]), owners=made.owners,
             scorers=made.scorers, versions=VERSIONS,

@@ -5,8 +5,8 @@ names its site and call, so that the ones that are left strike where they struck
 that is broken has to stay the same.
 """
 
-import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from raywatch.actors.ports import Partition
 from sim.check import Violation, check
@@ -46,11 +46,12 @@ def story(history: History, violations: Sequence[Violation]) -> list[str]:
     """What happened, line by line; then what it broke."""
     made = history.setup
     mode = "exactly once" if made.exactly_once else "at least once"
-    told = [
-        (0.0, f"{made.partitions} partitions in {len(history.lanes)} lanes on {made.owners} owners, "
+    shape = (
+        f"{made.partitions} partitions in {len(history.lanes)} lanes on {made.owners} owners, "
         f"{made.scorers} scorers, batches of {made.spec.batch_records}, {mode}; "
-        f"faults stop after {made.quiet_s:.1f} s")
-    ]  # fmt: skip
+        f"faults stop after {made.quiet_s:.1f} s"
+    )
+    told = [(0.0, shape)]
     told += [(fault.at_s, f"FAULT   {fault.words}") for fault in history.struck]
     told += [
         (at, f"        {words}")
@@ -67,50 +68,35 @@ def story(history: History, violations: Sequence[Violation]) -> list[str]:
     return [*lines, *(f"BROKEN  {v.rule}: {v.words[:400]}" for v in violations)]
 
 
-def _places(offsets: dict[Partition, object]) -> str:
-    shown = {
-        place.number: getattr(committed, "offset", committed)
-        for place, committed in offsets.items()
-    }
-    return ", ".join(f"{number}: {offset}" for number, offset in shown.items())
+def _places(offsets: dict[Partition, Any]) -> str:
+    shown = [f"{p.number}: {getattr(each, 'offset', each)}" for p, each in offsets.items()]
+    return ", ".join(shown)
 
 
-def _sentence(kind: str, what: list[object]) -> str:  # noqa: PLR0912
+SENTENCES: dict[str, Callable[..., str]] = {
+    "opened": lambda lane, epoch: f"{lane} is taken with epoch {epoch}",
+    "fenced": lambda lane, epoch, why: f"{lane}: epochs below {epoch} are fenced, {why}",
+    "refused": lambda lane, epoch, newer: f"{lane}: epoch {epoch} is refused, it is {newer} now",
+    "decided": lambda lane, epoch, number, commit, offsets, wrote: (
+        f"{lane}, epoch {epoch}: transaction {number} with {len(wrote)} records and offsets "
+        f"{_places(offsets)} will {'commit' if commit else 'abort'}"
+    ),
+    "committed": lambda who, _, offsets: f"{who} commits {_places(offsets)}",
+    "loaded": lambda lane, offsets, stands: (
+        f"lane {lane} loads a snapshot at {_places(offsets)}; committed is {_places(stands)}"
+    ),
+    "put": lambda who, name, how: f"{who} stores {name.rpartition('/')[2]} {how}",
+    "retention": lambda place, before: f"records of {place} below {before} are gone",
+    "rollout": lambda before, after: f"a rollout from {before} to {after} begins",
+    "deployed anew": lambda lanes: f"the detector is deployed anew, with {lanes} lanes",
+    "journal": lambda _, words: f"journal: {words}",
+    "died": lambda name, words, _: f"{name} ends itself: {words}",
+    "dead": lambda name: f"{name} is dead",
+    "lives on": lambda name: f"{name} was to be ended, and lives on",
+    "foreign answer": lambda scorer, owner: f"{scorer} answers {owner} with another version",
+}
+
+
+def _sentence(kind: str, what: list[Any]) -> str:
     """One event, or nothing where it says nothing new."""
-    match kind, what:
-        case "opened", [lane, epoch]:
-            return f"{lane} is taken with epoch {epoch}"
-        case "fenced", [lane, epoch, why]:
-            return f"{lane}: epochs below {epoch} are fenced, {why}"
-        case "refused", [lane, epoch, newer]:
-            return f"{lane}: a request of epoch {epoch} is refused, it is {newer} now"
-        case "decided", [lane, epoch, number, commit, offsets, wrote]:
-            end = "commit" if commit else "abort"
-            words = (
-                f"{lane}, epoch {epoch}: transaction {number} of {len(wrote)} records will {end}"  # pyright: ignore[reportArgumentType]
-            )
-            return f"{words} (offsets {_places(offsets)})"  # pyright: ignore[reportArgumentType]
-        case "committed", [who, _, offsets]:
-            notes = {json.loads(c.note)["model"] for c in offsets.values() if c.note}  # pyright: ignore[reportAttributeAccessIssue]
-            return f"{who} commits {_places(offsets)} as of {', '.join(sorted(notes))}"  # pyright: ignore[reportArgumentType]
-        case "loaded", [lane, offsets, stands]:
-            return f"lane {lane} loads a snapshot at {_places(offsets)}; committed is {_places(stands)}"  # pyright: ignore[reportArgumentType]
-        case "put", [who, name, how]:
-            return f"{who} stores {str(name).rpartition('/')[2]} {how}"
-        case "retention", [place, before]:
-            return f"records of {place} below {before} are gone"
-        case "rollout", [before, after]:
-            return f"a rollout from {before} to {after} begins"
-        case "deployed anew", [lanes]:
-            return f"the detector is deployed anew, with {lanes} lanes"
-        case "journal", [_, words]:
-            return f"journal: {words}"
-        case "died", [name, words, _]:
-            return f"{name} ends itself: {words}"
-        case "dead", [name]:
-            return f"{name} is dead"
-        case "lives on", [name]:
-            return f"{name} was to be ended, and lives on"
-        case "foreign answer", [scorer, owner]:
-            return f"{scorer} answers {owner} with another version"
-    return ""
+    return SENTENCES[kind](*what) if kind in SENTENCES else ""
