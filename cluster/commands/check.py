@@ -7,7 +7,7 @@ Asks in the order in which things depend on each other, says every answer, and c
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,6 +173,8 @@ def _rights(needed: Mapping[Right, str], held: Mapping[Right, bool | None]) -> I
             yield ok(f"{right} ({why})")
         elif held[right] is None:
             yield warn(f"{right} ({why}): nobody can say before the topic is there")
+        elif right.operation == "Create" and not held.get(replace(right, operation="Write"), True):
+            yield warn(f"{right}: only where it is not there, which nobody can see without WRITE")
         else:
             yield Finding("fail", f"{right} is missing ({why})", exit_code=EXIT_CHANGE)
     extra = list(acl.more(needed, held))
