@@ -86,4 +86,6 @@ needs:
 	need sshd "an SSH server (Debian: openssh-server)"; \
 	need rsync "rsync"; \
 	need ip "iproute2"; \
+	need gcc "gcc, for the clock that jumps (Debian: gcc libc6-dev)"; \
+	need mkfs.ext4 "e2fsprogs, for the disk that is full"; \
 	[ $$missing = 0 ] || exit 2
