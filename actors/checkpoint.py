@@ -223,6 +223,7 @@ def start(
     gone: dict[Partition, tuple[int, int]] = {}
     for partition in partitions:
         low, end = bounds[partition]
+        assert min(low, end) >= 0, (partition, low, end)  # a guess would be taken for a loss
         read[partition] = low
         if partition not in committed:
             speak[partition] = low if fresh == "earliest" or partition in added else end

@@ -399,7 +399,11 @@ def ends(
     answer: Callable[[Any], Any],
     failure: type[Exception],
 ) -> Ends:
-    """Bounds out of two answers, the beginnings and the ends, and who said nothing for now."""
+    """Bounds out of two answers, the beginnings and the ends, and who said nothing for now.
+
+    A broker that just took over a partition answers without an error that its offset is -1001: it
+    does not know yet. Taken for an offset it would say that all that was committed is lost.
+    """
     told: list[dict[Partition, int]] = []
     silent: set[Partition] = set()
     for futures in asked:
@@ -407,10 +411,15 @@ def ends(
         for each, future in futures.items():
             partition = Partition(each.topic, each.partition)
             try:
-                told[-1][partition] = answer(future).offset
+                offset = answer(future).offset
             except failure as raised:
                 if passing(raised.args[0]):
                     silent.add(partition)
+                continue
+            if offset >= 0:
+                told[-1][partition] = offset
+            else:
+                silent.add(partition)
     low, end = told
     known = {p: Bounds(low[p], end[p]) for p in partitions if p in low and p in end}
     return known, [p for p in partitions if p in silent]
