@@ -315,7 +315,8 @@ class Doer:
         assert not late, f"owners that did not finish: {late}"
         time.sleep(1.5)  # so much comes meanwhile
         sent = rig.feed.say("pause")
-        committed = self._committed()
+        committed = rig.committed()
+        assert len(committed) == rig.partitions, committed
         victims = chance.sample(range(PARTITIONS), 3)
         below = {
             p: committed[p] + chance.randint(1, max(1, sent[p] - committed[p])) for p in victims
@@ -328,24 +329,6 @@ class Doer:
         times = at_s, time.monotonic()
         gone = sum(offset - committed[p] for p, offset in below.items())
         return self._recovered(fault, f"{gone} records", self._every(), sent, times, waits=True)
-
-    def _committed(self) -> dict[int, int]:
-        """What is committed of each partition, asked anew: the service's own log is closed."""
-        from raywatch.actors.kafka import KafkaLog
-
-        rig, found = self.rig, dict[int, int]()
-        log = KafkaLog(rig.brokers.bootstrap)
-
-        def ask() -> bool:
-            answers = log.committed(rig.service.spec.group, rig.service.partitions)
-            found.update({p.number: c.offset for p, c in answers.items()})
-            return len(found) == len(rig.service.partitions)
-
-        try:
-            until(ask, 60.0, "committed offsets")
-        finally:
-            log.close()
-        return found
 
     def _again(self, *, stop: bool) -> None:
         """Deploy the same config: what runs is ended by `start`, where it was not before."""

@@ -23,6 +23,8 @@ from confluent_kafka.admin import AdminClient
 from service import Service, config
 
 from raywatch.actors.checkpoint import decode
+from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.ports import Partition
 from raywatch.actors.store import open_store
 from raywatch.cluster import runtime
 from raywatch.cluster.drills.alerts import Holder
@@ -247,17 +249,12 @@ class Asker:
         )  # fmt: skip
 
     def _read(self) -> None:
+        """What is committed, as a lane would be told: without what is not settled yet."""
         try:
-            service = self._rig.service
-            found = service.log.committed(service.spec.group, service.partitions)
-        except (RaywatchError, AttributeError, RuntimeError):
-            return  # brokers are away, or the service is being replaced
-        reading = {str(p): c.offset for p, c in found.items()}
-        before = self.committed[-1] if self.committed else {}
-        back = [f"{p}: {before[p]} to {o}" for p, o in reading.items() if o < before.get(p, 0)]
-        if back:
-            print(f"  {time.monotonic():.1f} offsets went back: {back}", file=sys.stderr)
-        self.committed.append(reading)
+            reading = self._rig.committed()
+        except (RaywatchError, AssertionError):
+            return  # brokers are away
+        self.committed.append({f"{self._rig.topic}/{p}": o for p, o in reading.items()})
 
     def close(self) -> None:
         self._closed.set()
@@ -341,8 +338,6 @@ class Rig:
         )  # fmt: skip
 
     def _with_topic(self) -> Service:
-        from raywatch.actors.kafka import KafkaLog
-
         log = KafkaLog(self.brokers.bootstrap)
         try:
             until(lambda: log.create(self.topic, PARTITIONS) is None, 60.0, "a topic")
@@ -389,6 +384,21 @@ class Rig:
                 said = f"{lane.state}: {lane.words}, {lane.records} records, {lane.commits} commits"
                 print(f"  {name} lane {lane.lane} {said}", file=sys.stderr)
 
+    def committed(self) -> dict[int, int]:
+        """Committed offsets, as a lane is told them: durable, and not older than the newest.
+
+        `Log.committed` answers at once; a coordinator that just took over, or came back after all
+        were killed, shows offsets then that are seconds old.
+        """
+        log = KafkaLog(self.brokers.bootstrap)
+        source = log.source("raywatch.chaos", [Partition(self.topic, n)
+                                               for n in range(self.partitions)])  # fmt: skip
+        try:
+            return {p.number: c.offset for p, c in source.committed().items()}
+        finally:
+            source.close()
+            log.close()
+
     # ---- brokers -----------------------------------------------------------------------------
 
     def admin(self) -> Any:
@@ -406,13 +416,20 @@ class Rig:
         return {number: each.leader for number, each in found.items()}
 
     def whole(self) -> bool:
-        """Whether every replica of every partition is in sync."""
-        found = self.admin().list_topics(timeout=10.0)
-        return len(found.brokers) == REPLICAS and all(
-            len(each.isrs) == len(each.replicas)
-            for topic in found.topics.values()
-            for each in topic.partitions.values()
-        )
+        """Whether every broker knows that every replica of every partition is in sync.
+
+        Each is asked by itself: one that just came back tells what was true before it left.
+        """
+        for address in self.brokers.bootstrap.split(","):
+            client: Any = AdminClient({"bootstrap.servers": address, "log_level": 0})
+            found = client.list_topics(timeout=5.0)
+            if len(found.brokers) < REPLICAS or not all(
+                len(each.isrs) == len(each.replicas)
+                for topic in found.topics.values()
+                for each in topic.partitions.values()
+            ):
+                return False
+        return True
 
     def delete(self, below: Mapping[int, int]) -> None:
         """Delete the records of partitions below an offset."""

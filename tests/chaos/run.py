@@ -175,8 +175,8 @@ def end(rig: Rig) -> dict[str, Any]:
     bounds = rig.service.log.bounds(rig.service.partitions)
     ends = {p.number: b.end for p, b in bounds.items()}
     wrong = [f"the ends are {ends}, written were {sent}"] if ends != dict(enumerate(sent)) else []
-    committed = rig.service.log.committed(rig.service.spec.group, rig.service.partitions)
-    if {p.number: c.offset for p, c in committed.items()} != ends:
+    committed = rig.committed()
+    if committed != ends:
         wrong.append(f"committed is {committed}, the ends are {ends}")
     said = read(rig.brokers.bootstrap, rig.service.spec.alerts)
     audited = read(rig.brokers.bootstrap, rig.service.spec.audit)
@@ -185,7 +185,7 @@ def end(rig: Rig) -> dict[str, Any]:
     (rig.folder / "said.jsonl").write_text("\n".join(lines))
     wrong += law.differences(Counter(text(a) for a in said), expected(rig))
     wrong += law.unlawful(said, whole=True)
-    wrong += law.beyond(said, {(p.topic, p.number): c.offset for p, c in committed.items()})
+    wrong += law.beyond(said, {(rig.topic, p): o for p, o in committed.items()})
     wrong += law.backward(rig.asker.committed)
     wrong += law.shared(rig.asker.holders)
     wrong += law.restarted(a for a in audited if a.get("what") != "lost")
