@@ -166,7 +166,9 @@ class Shift:
         self.sink = self.lane.sink = self.log.sink(spec.lane_id(lane), spec.group)
         self.sink.open()
         self.source = self.log.source(spec.group, partitions, keys=spec.record.key is None)
-        committed, others = fencing.committed(self.log, spec, lane, partitions, self.source)
+        committed, others = fencing.committed(
+            self.log, self.store, spec, lane, partitions, self.source
+        )
         start = checkpoint.start(
             partitions=partitions,
             committed=committed,

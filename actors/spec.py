@@ -26,7 +26,6 @@ class DetectorSpec:
     audit: str = "raywatch.audit"
     lanes: int = 4
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
-    formerly: tuple[int, ...] = ()  # other numbers of lanes that it was deployed with
     added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
     replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps

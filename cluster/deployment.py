@@ -6,10 +6,8 @@ is made of them, and Ray restarts it with the same ones.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raywatch.actors.ports import Log, Partition
 from raywatch.actors.runtime import LogSpec
@@ -25,9 +23,6 @@ from raywatch.models.artifact import Artifact, pack
 from raywatch.models.errors import Refused
 from raywatch.models.registry import Registry
 
-LANES_MAX = 9_999  # As many digits as the id of a lane may have.
-LAYOUTS_MAX = 8  # Numbers of lanes that are remembered, the newest ones.
-
 ALERT_TOPIC = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
 AUDIT_TOPIC = {"cleanup.policy": "delete", "retention.ms": "-1"}
 
@@ -39,20 +34,6 @@ class Detection:
     spec: DetectorSpec
     lanes: dict[int, tuple[Partition, ...]]
     version: str  # model version to serve unless the audit topic says another
-
-    def after(self, told: Mapping[str, Any]) -> "Detection":
-        """The same, knowing with which numbers of lanes it was deployed before.
-
-        Args:
-            told: its newest `serve` record in the audit topic; data that came from outside.
-        """
-        noted, lanes = told.get("layouts"), told.get("lanes")
-        found = list(noted) if isinstance(noted, list) else []
-        found.append(len(lanes) if isinstance(lanes, dict) else 0)
-        whole = [n for n in found if type(n) is int and 1 <= n <= LANES_MAX]
-        others = [n for n in dict.fromkeys(reversed(whole)) if n != self.spec.lanes]
-        formerly = tuple(reversed(others[:LAYOUTS_MAX]))
-        return replace(self, spec=replace(self.spec, formerly=formerly))
 
     @property
     def partitions(self) -> list[Partition]:

@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from typing import Any
 
+from raywatch.actors import fencing
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import Pool, open_log
@@ -86,8 +87,6 @@ class Supervisor:
         try:
             told, sentences = self._read_audit()
             watches = {d.spec.name: self._watch(d, told) for d in self.deployment.detections}
-            for watch in watches.values():  # before a lane opens: see actors/fencing.py
-                self._note(watch, now=True)
         except RaywatchError as error:
             self._stuck = error
             return False
@@ -107,6 +106,8 @@ class Supervisor:
         self.say("start", f"watches {', '.join(watches)}{found}", label=label)
         if trouble is not None:
             self.say("fault", f"no page until that has changed: {trouble.message}")
+        for name in sorted(watches.keys() & told.keys()):
+            self._note(watches[name])
         self.reader.start()
         return True
 
@@ -122,8 +123,8 @@ class Supervisor:
         def say(kind: journal.Kind, words: str, label: str) -> None:
             self.say(kind, words, detector=detection.spec.name, label=label)
 
+        fencing.declare(self.store, detection.spec)
         last = told.get(detection.spec.name, {})
-        detection = detection.after(last)
         keeper = Keeper(self.deployment, detection, self.crew, self.clock, say)
         watch = Watch(detection, keeper, self.deployment.pool)
         if keeper.scorers and isinstance(last.get("scorers"), int):
@@ -300,7 +301,6 @@ class Supervisor:
             "target": keeper.target,
             "scorers": watch.decision.scorers,
             "lanes": {str(lane): version for lane, version in keeper.lanes.items()},
-            "layouts": [*watch.spec.formerly, watch.spec.lanes],
             "rollout": rollout.to_fields(watch.rollout) if watch.rollout else None,
         }
         out = Out(self.audit, watch.spec.name.encode(), json.dumps(entry).encode())

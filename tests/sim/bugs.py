@@ -188,10 +188,19 @@ def loads_a_snapshot_newer_than_the_commit() -> list[Any3]:
 def fences_only_whom_a_commit_notes() -> list[Any3]:
     former = fencing.former
 
-    def noted(spec: Any, *rest: Any) -> list[str]:
-        return former(replace(spec, formerly=()), *rest)
+    def noted(spec: Any, number: int, partitions: Any, committed: Any, _: Any) -> list[str]:
+        return former(spec, number, partitions, committed, [])
 
     return [(fencing, "former", noted)]
+
+
+def opens_lanes_of_an_earlier_deployment() -> list[Any3]:
+    declared = fencing.declared
+
+    def blind(store: Any, spec: Any) -> list[int]:
+        return [n for n in declared(store, spec) if n != spec.lanes] + [spec.lanes]
+
+    return [(fencing, "declared", blind)]
 
 
 def fences_nobody_of_another_number_of_lanes() -> list[Any3]:
@@ -324,6 +333,7 @@ BUGS = (
         1_000,
     ),
     Bug("fences only whom a commit notes", fences_only_whom_a_commit_notes, 2_000),
+    Bug("opens lanes of an earlier deployment", opens_lanes_of_an_earlier_deployment, 2_000),
     Bug("takes silence for no commit", takes_silence_for_no_commit, 1_000),
     Bug("commits the last record plus one, not the position", commits_the_last_record_plus_one, 50),
     Bug("loads a snapshot newer than the commit", loads_a_snapshot_newer_than_the_commit, 200),

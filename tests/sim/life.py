@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raywatch.actors import checkpoint
+from raywatch.actors import checkpoint, fencing
 from raywatch.actors.ports import Committed, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
@@ -70,8 +70,9 @@ def setup(seed: int) -> Setup:
         if chance.below(3) == 0:
             rollouts.append((rollouts[0][0] + 5.0 + 2.0 * chance.share(), VERSIONS[0]))
     relaned: tuple[float, int] | None = None
-    if exactly_once and not rollouts and chance.below(3) == 0:
-        relaned = 1.0 + (quiet_s - 1.0) * chance.share(), 1 + chance.below(partitions)
+    if exactly_once and not rollouts and chance.below(2) == 0:
+        other = (lanes + chance.below(partitions - 1)) % partitions + 1
+        relaned = 1.0 + (quiet_s - 1.0) * chance.share(), other
     spec = DetectorSpec(
         name="d",
         topics=("in",),
@@ -93,7 +94,7 @@ def setup(seed: int) -> Setup:
         seed, partitions, lanes, 1 + chance.below(lanes), 1 + chance.below(2),
         45 + chance.below(25), 2 + chance.below(2), quiet_s, quiet_s + 1.0,
         (0.5, 1.0, 2.0, 3.0)[chance.below(4)], exactly_once, tuple(rollouts),
-        relaned, bool(rollouts) or chance.below(2) == 0, spec,
+        relaned, bool(rollouts or relaned) or chance.below(2) == 0, spec,
     )  # fmt: skip
 
 
@@ -204,8 +205,16 @@ class Weather:
             key = Key("world", number)
             fault = Fault(key, kinds[chance.below(len(kinds))], chance.share(), when)
             which = chance.bits()
-            if life.plan.only is None or key in life.plan.only:
-                life.world.hub.at(when, lambda f=fault, w=which: self._strike(f, w))
+            self._plan(fault, which)
+        if made.relaned is not None and chance.below(2) == 0:  # an owner that outlives its lanes
+            when = max(0.5, made.relaned[0] - 2.0 * chance.share())
+            kind = ("owner frozen", "owner unheard")[chance.below(2)]
+            self._plan(Fault(Key("world", count), kind, 0.3 + 0.7 * chance.share(), when), which=0)
+
+    def _plan(self, fault: Fault, which: int) -> None:
+        only = self._life.plan.only
+        if only is None or fault.key in only:
+            self._life.world.hub.at(fault.at_s, lambda: self._strike(fault, which))
 
     def _strike(self, fault: Fault, which: int) -> None:
         self._life.plan.struck.append(fault)
@@ -275,7 +284,6 @@ class Life:
             self.world.broker.create(topic, count)
         self.world.broker.create("audit", 1)
         self.places = [Partition("in", n) for n in range(made.partitions)]
-        self.layouts: list[int] = []
         self.lanes = assign.lanes(self.places, made.lanes)
         self.inputs: dict[Partition, list[Entry]] = {p: [] for p in self.places}
 
@@ -310,9 +318,8 @@ class Life:
         """What `prepare` and `launch` do."""
         made = self.setup
         self.lanes = assign.lanes(self.places, lanes)
-        count = len(self.lanes)
-        spec = replace(made.spec, lanes=count, formerly=tuple(sorted(set(self.layouts) - {count})))
-        self.layouts.append(count)  # in the audit topic before any lane opens
+        spec = replace(made.spec, lanes=len(self.lanes))
+        fencing.declare(self.world.store.blobs, spec)
         self.control = Control(
             self.world, Detection(spec, self.lanes, VERSIONS[0]), owners=made.owners,
             scorers=made.scorers, versions=VERSIONS,

@@ -314,11 +314,14 @@ class Control:
         self.crew: SimCrew | None = None
         self.rollout: rollout.Rollout | None = None
         self.process: Process | None = None
+        self.ended = False
         world.pool = self._pool
         self.begin()
 
     def begin(self) -> None:
         """Start, or start again: adopts what runs, goes on with what was noted."""
+        if self.ended:
+            return
         process = self.process = Process("supervisor")
         again = self.begin
         process.mourners.append(lambda: self.world.hub.at(1.0, again))
@@ -326,6 +329,7 @@ class Control:
 
     def over(self) -> None:
         """End the supervisor for good."""
+        self.ended = True
         if self.process is not None:
             self.process.mourners.clear()
             self.world.hub.kill(self.process)
