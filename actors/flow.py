@@ -30,6 +30,7 @@ from raywatch.actors.keys import Gone, KeyTable, group
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
+from raywatch.actors.rejecting import Rejecting
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Decided, Decider, Episode
 from raywatch.models.errors import ArtifactError
@@ -39,7 +40,7 @@ from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segme
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
 _HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
-LAYOUT = 2  # Meaning of the arrays in a snapshot; raise it when one changes.
+LAYOUT = 3  # Meaning of the arrays in a snapshot; raise it when one changes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class Said:
 
     alerts: list[Alert]  # in the order of the records that caused them
     causes: list[int]  # which record of the batch caused each
-    rejects: list[Reject]
+    rejects: list[Reject]  # those that are written,
+    rejected: int  # and how many records were rejected
     decided: Decided | None
 
 
@@ -91,6 +93,7 @@ class Flow:
             spec.keys_max, max(1, len(self.partitions)), evict=spec.keys_full == "evict"
         )
         self.history = History(channels)
+        self.rejecting = Rejecting(spec.rejects_max, max(1, len(self.partitions)))
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
         self.model = model
         self.decider = self._decider(model)
@@ -208,9 +211,11 @@ class Flow:
                 alerts.append((at, alert))
         alerts += self._forget(batch)
         alerts.sort(key=lambda pair: pair[0])
-        rejects = [r for r in records.rejects if self._speaks(r.partition, r.offset)]
+        rejected = sum(self._speaks(r.partition, r.offset) for r in records.rejects)
+        rejects = self._sifted(records)
+        rejects = [r for r in rejects if self._speaks(r.partition, r.offset)]
         causes = [at for at, _ in alerts]
-        return Said([alert for _, alert in alerts], causes, rejects, decided)
+        return Said([alert for _, alert in alerts], causes, rejects, rejected, decided)
 
     def _forget(self, batch: Batch) -> list[tuple[int, Alert]]:
         """Let go of the keys that this batch displaced; ends their incidents."""
@@ -226,6 +231,11 @@ class Flow:
                 )
         self.keys.release(gone.slot)
         return said
+
+    def _sifted(self, records: Records) -> list[Reject]:
+        """The rejects to write; of a file, all of them."""
+        live = any(partition.topic for partition in self.partitions)
+        return self.rejecting.sift(records) if live else records.rejects
 
     def _speaks(self, partition: int | np.int32, offset: int | np.int64) -> bool:
         return int(offset) >= self.speak[self.partitions[int(partition)]]
@@ -270,6 +280,8 @@ class Flow:
             ("offset", str(reject.offset).encode()),
             ("size", str(reject.withheld if withheld else len(value)).encode()),
         )
+        if reject.count > 1:
+            headers += (("count", str(reject.count).encode()),)
         if withheld:
             headers += (("withheld", b"record.pseudonymise"),)
         return Out(self.spec.rejects, str(partition).encode(), value[:REJECT_BYTES_MAX], headers)
@@ -340,17 +352,18 @@ class Flow:
         arrays = dict(snapshot.arrays)
         # The last one is for slots without a key, whose partition is -1.
         arrays["keys.partition"] = np.array([*index, -1], np.int32)[arrays["keys.partition"]]
-        for name in ("keys.partitions", "missing.partition", "missing.pace"):
+        for name in ("keys.partitions", "missing.partition", "missing.pace", "rejecting.windows"):
             fresh[name][index] = arrays[name]
             arrays[name] = fresh[name]
         return replace(snapshot, arrays=arrays)
 
-    def _state(self) -> "dict[str, KeyTable | History | Missing | Decider]":
+    def _state(self) -> "dict[str, KeyTable | History | Missing | Decider | Rejecting]":
         return {
             "keys": self.keys,
             "history": self.history,
             "missing": self.missing,
             "decider": self.decider,
+            "rejecting": self.rejecting,
         }
 
 

@@ -407,7 +407,7 @@ class Shift:
         self.stamps.append(flight.stamp_ms)
         self.stats.records += len(flight.batch.records)
         self.stats.alerts += len(said.alerts)
-        self.stats.rejects += len(said.rejects)
+        self.stats.rejects += said.rejected
         self.stats.keys, self.stats.evicted = len(self.flow.keys), self.flow.keys.evicted
         self.stats.in_flight = len(self.in_flight)
 

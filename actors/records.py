@@ -42,6 +42,7 @@ class Reject:
     detail: str  # what exactly, with the offending value cut to 200 characters
     value: bytes | None
     withheld: int = -1  # size of a value that is not shown; -1: nothing is withheld
+    count: int = 1  # records that it stands for (rejecting.py)
 
 
 REASONS = (

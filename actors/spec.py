@@ -31,6 +31,7 @@ class DetectorSpec:
     replay_max: int = 1_000_000  # records of a partition read silently where no snapshot helps
     keys_max: int = 100_000  # keys a partition may hold
     keys_full: Literal["evict", "reject"] = "evict"  # what becomes of a new key beyond that
+    rejects_max: int = 100  # rejects of 1,000 offsets that are written whole; others are counted
     batch_records: int = 20_000  # most records in a batch
     batch_wait_s: float = 0.05  # longest a record waits for its batch to fill
     batch_bytes: int = 16_777_216  # and bytes of them as they came

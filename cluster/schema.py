@@ -251,6 +251,13 @@ class Detector(Settings):
         "that is worth least (few records, long unseen), or have its records "
         "rejected. A key that returns is new, with a warm-up.",
     )
+    rejects_max: int = Field(
+        default=_SPEC.rejects_max,
+        ge=0,
+        le=1_000,
+        description="Of each 1,000 offsets of a partition, most rejects that are written whole; "
+        "one more record says how many others there were, and why.",
+    )
     batch_records: int = Field(
         default=_SPEC.batch_records, ge=1, le=200_000, description="Most records in a batch."
     )
@@ -327,6 +334,7 @@ class Detector(Settings):
             replay_max=self.replay_max,
             keys_max=self.keys_max,
             keys_full=self.keys_full,
+            rejects_max=self.rejects_max,
             batch_records=self.batch_records,
             batch_wait_s=self.batch_wait_ms / 1_000,
             batch_bytes=self.batch_bytes,

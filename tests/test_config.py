@@ -73,6 +73,7 @@ def test_every_field_a_lane_knows_can_be_set(tmp_path: Path) -> None:
     replay_max: 5
     keys_max: 11
     keys_full: reject
+    rejects_max: 12
     batch_records: 13
     batch_wait_ms: 170
     batch_bytes: 2048
