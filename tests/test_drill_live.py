@@ -142,7 +142,7 @@ class Played:
         lane = SimpleNamespace(
             lane=0, state=self.state, partitions=self.partitions, committed={"x": 0}
         )  # fmt: skip
-        report = SimpleNamespace(lanes=(lane,), epoch="e1")
+        report = SimpleNamespace(lanes=(lane,), epoch="e1", parked=False)
         return {"d.owner-0.g1": {"pid": 1, "report": report}}
 
     def grip(self, name: str) -> "Played":
@@ -244,6 +244,18 @@ def test_lanes_that_do_not_come_back_are_late(played: Played) -> None:
 def test_a_quiet_lane_is_back_when_its_owner_says_that_it_works(played: Played) -> None:
     found = held(played)
     assert (found["verdict"], found["alerts"], found["first_alert_s"]) == ("held", 0, None), found
+
+
+def test_who_stands_by_for_an_owner_is_no_owner_yet() -> None:
+    lane = SimpleNamespace(lane=0, state="running", partitions=("t/0",), committed={"t/0": 4})
+    posts = {
+        f"d.owner-0.g{n}": {"pid": n, "report": SimpleNamespace(
+            lanes=(lane,), epoch=f"e{n}", parked=n == 2)}
+        for n in (1, 2)
+    }  # fmt: skip
+    assert live.targets(make("owner-kill", 1).kind, posts, "d", "supervisor") == ["d.owner-0.g1"]
+    assert [each.epoch for each in live.holders(posts)] == ["d.owner-0.g1/e1"]
+    assert live.hurt_lanes(posts, ["d.owner-0.g1"]) == {"lane 0": ["t/0"]}
 
 
 def test_nobody_is_hurt_who_is_not_there_or_not_meant() -> None:

@@ -81,7 +81,8 @@ def targets(kind: Kind, posts: Mapping[str, Any], detector: str, supervisor: str
     what = kind.name.partition("-")[0].rstrip("s")
     if what == "supervisor":
         return [supervisor]
-    return sorted(n for n in posts if n.startswith(f"{detector}.{what}-") and posts[n]["report"])
+    mine = {n: p for n, p in posts.items() if n.startswith(f"{detector}.{what}-") and p["report"]}
+    return sorted(n for n, post in mine.items() if what != "owner" or _holds(post))
 
 
 def victims(fault: Fault, able: Sequence[str], wanted: str) -> list[str]:
@@ -98,7 +99,7 @@ def victims(fault: Fault, able: Sequence[str], wanted: str) -> list[str]:
 
 def hurt_lanes(posts: Mapping[str, Any], hurt: Sequence[str]) -> dict[str, list[str]]:
     """Lanes that could fall silent: those of the owners among the hurt, or all; partitions each."""
-    owners = {n: p["report"] for n, p in posts.items() if ".owner-" in n and p["report"]}
+    owners = {n: p["report"] for n, p in posts.items() if ".owner-" in n and _holds(p)}
     among = {n: r for n, r in owners.items() if n in hurt} or owners
     return {
         f"lane {lane.lane}": [str(p) for p in lane.partitions]
@@ -183,7 +184,7 @@ class Drill:
         running = {
             f"lane {lane.lane}"
             for name, post in posts.items()
-            if ".owner-" in name and post["pid"] not in hurt
+            if ".owner-" in name and post["pid"] not in hurt and _holds(post)
             for lane in post["report"].lanes
             if lane.state in WORKS
         }
@@ -287,12 +288,17 @@ class Drill:
         }  # fmt: skip
 
 
+def _holds(post: Mapping[str, Any]) -> bool:
+    """Whether an owner holds lanes, and does not only stand by."""
+    return post["report"] is not None and not post["report"].parked
+
+
 def holders(posts: Mapping[str, Any]) -> list[law.Holder]:
     """Who says that he holds which lane."""
     return [
         law.Holder(lane.lane, f"{name}/{post['report'].epoch}", lane.state,
                    sum(lane.committed.values()))
         for name, post in sorted(posts.items())
-        if ".owner-" in name
+        if ".owner-" in name and _holds(post)
         for lane in post["report"].lanes
     ]  # fmt: skip

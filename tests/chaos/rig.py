@@ -244,6 +244,7 @@ class Asker:
                 for name, post in sorted(posts.items())
                 if ".owner-" in name
                 for report in (post["report"],)
+                if not report.parked
                 for lane in report.lanes
             ]
         )  # fmt: skip
