@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "all replies lost", "hangs", "frozen after",
     ),
     "abort": RPC,
-    "committed": (*RPC, "all replies lost", "all replies lost"),
+    "committed": (*RPC, *4 * ("all replies lost",)),
     "bounds": RPC,
     "plain commit": RPC,
     "fetch": (
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # How many of 1,000 calls meet a fault in a life of middle intensity.
 RATE = {
-    "init": 60, "offsets": 25, "produce": 25, "commit": 60, "abort": 60, "committed": 50,
+    "init": 60, "offsets": 25, "produce": 25, "commit": 60, "abort": 60, "committed": 80,
     "bounds": 25, "plain commit": 40, "fetch": 5, "put": 80, "get": 60, "names": 40, "delete": 60,
     "score": 40, "enlist": 60, "report": 20, "end": 500,
 }  # fmt: skip
