@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ FEED = ROOT / "tests" / "chaos" / "feed.py"
 KAFKA = "10.78.0"  # the network of the broker
 BOOTSTRAP, TOPIC, PARTITIONS, RATE = f"{KAFKA}.254:9092", "telemetry", 12, 1_000
 ALERTS, GROUP = "hosts.alerts", "raywatch.hosts"
+LANES, WORKING = 4, ("running", "catching up")
 REPLACED_S = 15.0  # from the cut to the first alert of the replacement
 WORKS_S = 120.0  # until something works again that has to be started anew
 
@@ -119,7 +120,7 @@ class World:
             "kafka": {"bootstrap": BOOTSTRAP},
             "detectors": [
                 {
-                    "name": "hosts", "topics": [TOPIC], "model": "robustz", "lanes": 4,
+                    "name": "hosts", "topics": [TOPIC], "model": "robustz", "lanes": LANES,
                     "record": {"key": "host", "time": "ts", "values": ["value"]},
                     "start": "earliest", "snapshot_s": 2, "missing": {"enabled": False},
                     "alert": {"warmup": 50, "probability": 1e-2, "quiet": 8},
@@ -193,10 +194,14 @@ class World:
 
     def log(self, host: int) -> list[dict[str, Any]]:
         """What owners on a host wrote into the logs of their own processes, oldest first."""
-        logs = "/tmp/ray/session_*/logs/worker-*.out"
-        said = self.on(host, f"grep -h '\"lane\"' {logs} 2> /dev/null || true")
-        lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-        return sorted(lines, key=lambda line: line["at_ms"])
+        logs = "/tmp/ray/session_2*/logs/worker-*.out"
+        said = self.on(host, f"grep -H '\"lane\"' {logs} 2> /dev/null || true")
+        found: list[dict[str, Any]] = []
+        for line in said.splitlines():
+            file, _, entry = line.partition(".out:")
+            if entry.startswith("{"):
+                found.append({**json.loads(entry), "pid": int(file.rpartition("-")[2])})
+        return sorted(found, key=lambda line: line["at_ms"])
 
     def came(self) -> list[tuple[float, int, int]]:
         """When each alert came so far, and about which record."""
@@ -216,9 +221,16 @@ class World:
             return {"state": "unreachable", "words": said}
 
     def whole(self) -> None:
-        """Two workers with an owner each, and all is well."""
-        until(lambda: [len(self.owners(2)), len(self.owners(3))], lambda n: n == [1, 1], WORKS_S)
+        """Ray on all hosts, two owners somewhere, and all is well."""
+        until(self.alive, lambda hosts: len(hosts) == self.lab.hosts, WORKS_S)
+        until(lambda: len(self.owners(2) + self.owners(3)), lambda n: n == 2, WORKS_S)
         until(lambda: self.verdict()["state"], lambda state: state == "healthy", WORKS_S)
+
+    def alive(self) -> list[str]:
+        """Addresses of the hosts that Ray believes to be alive."""
+        command = "export RAY_AUTH_MODE=token; ray list nodes --format json 2> /dev/null"
+        said = self.on(1, f"{command} || echo '[]'")
+        return sorted(n["node_ip"] for n in json.loads(said) if n["state"] == "ALIVE")
 
     # ---- the end -----------------------------------------------------------------------------
 
@@ -277,24 +289,24 @@ def world(made: World) -> Iterator[World]:
     assert wrong == []
 
 
-def lanes_of(log: Sequence[dict[str, Any]], owner: str) -> set[int]:
-    return {line["lane"] for line in log if line["owner"] == owner}
-
-
 class Taken:
-    """How lanes went from an owner that was cut off to another, from the logs of both."""
+    """How lanes went from owners on one host to others, from the logs of both."""
 
-    def __init__(self, world: World, cut: int, other: int, at_s: float, before: str) -> None:
-        self._world, self._cut, self._other = world, cut, other
-        self._at_ms, self._before = 1_000 * at_s, before
-        self.lanes: set[int] = set()
+    def __init__(self, world: World, host: int) -> None:
+        self.host, self.other, self._world = host, 5 - host, world
+        self.pids = world.owners(host)
+        held = [x for x in world.log(host) if x["pid"] in self.pids and x["state"] == "running"]
+        self.lanes = {line["lane"] for line in held}
+        self.epochs = {line["epoch"] for line in held}
+        assert self.lanes, world.log(host)
+        self.at_s = time.time()
 
     def opened(self) -> dict[int, float]:
         """lane -> when another owner said that it works on it, in seconds."""
         found: dict[int, float] = {}
-        for line in self._world.log(self._other):
-            fresh = line["at_ms"] > self._at_ms and line["state"] in ("running", "catching up")
-            if fresh and line["lane"] in self.lanes and line["owner"] != self._before:
+        for line in self._world.log(self.other):
+            fresh = line["at_ms"] > 1_000 * self.at_s and line["state"] in WORKING
+            if fresh and line["lane"] in self.lanes and line["epoch"] not in self.epochs:
                 found.setdefault(line["lane"], line["at_ms"] / 1_000)
         return found
 
@@ -302,60 +314,60 @@ class Taken:
         """lane -> what the old owner said when brokers refused what it wrote."""
         return {
             line["lane"]: line["words"]
-            for line in self._world.log(self._cut)
-            if line["at_ms"] > self._at_ms and line["state"] == "fenced"
+            for line in self._world.log(self.host)
+            if line["epoch"] in self.epochs and line["state"] == "fenced"
         }
 
     def alerts(self) -> dict[int, float]:
         """lane -> seconds from the cut to the first alert of the one who has it now."""
         opened, found = self.opened(), dict[int, float]()
         for at_s, partition, _ in self._world.came():
-            lane = partition % 4
+            lane = partition % LANES
             if lane in opened and at_s > opened[lane]:
-                found.setdefault(lane, at_s - self._at_ms / 1_000)
+                found.setdefault(lane, at_s - self.at_s)
         return found
 
 
-def replaced(world: World, cut: int, act: Callable[[], None]) -> Taken:
-    """Do something to a host, and see its owner replaced while it lives on and is refused."""
-    other = 5 - cut
-    pids, log = world.owners(cut), world.log(cut)
-    name = max((line for line in log if line["state"] == "running"), key=lambda x: x["at_ms"])
-    mine = lanes_of(log, name["owner"])
-    assert len(mine) == 2, log
-    at_s = time.time()
-    act()
-    taken = Taken(world, cut, other, at_s, name["owner"])
-    taken.lanes = mine
-    until(taken.alerts, lambda found: set(found) == mine, 60.0)
-    alive = world.owners(cut)
-    until(taken.fenced, lambda found: set(found) == mine, 30.0)
-    after = taken.alerts()
-    print(f"{name['owner']} was cut off; another spoke after {after}; it said {taken.fenced()}")
+def replaced(world: World, taken: Taken) -> None:
+    """The owners of a host that was cut off are replaced while they live on and are refused."""
+    until(taken.alerts, lambda found: set(found) == taken.lanes, 60.0)
+    alive = world.owners(taken.host)
+    until(taken.fenced, lambda found: set(found) == taken.lanes, 30.0)
+    after, said = taken.alerts(), taken.fenced()
+    print(f"host {taken.host} was cut off; others spoke after {after} s; it said {said}")
+    assert alive == taken.pids, "who was cut off was to live on"
+    assert all("has another holder" in words for words in said.values())
     assert max(after.values()) < REPLACED_S, after
-    assert alive == pids, "the one that was cut off was to live on"
-    assert all("has another holder" in words for words in taken.fenced().values())
-    return taken
+
+
+def busy(world: World) -> int:
+    """A worker with an owner on it."""
+    return 3 if world.owners(3) else 2
 
 
 def test_an_owner_that_is_cut_off_from_ray_is_refused_by_the_brokers_and_replaced(
     world: World,
 ) -> None:
+    host = busy(world)
+    taken = Taken(world, host)
+    world.lab.cut(host)
     try:
-        replaced(world, 3, lambda: world.lab.cut(3))
+        replaced(world, taken)
     finally:
-        world.lab.cut(3, whole=True)
-        world.on(3, "ray stop --force", check=False)
-    world.ray([3])
+        world.lab.cut(host, whole=True)
+        world.on(host, "ray stop --force", check=False)
+        world.ray([host])
 
 
 def test_an_owner_whose_ray_is_frozen_is_refused_by_the_brokers_and_replaced(world: World) -> None:
+    host = busy(world)
+    taken = Taken(world, host)
+    world.on(host, "pkill -STOP -x raylet")
     try:
-        replaced(world, 2, lambda: (world.on(2, "pkill -STOP -x raylet"), None)[1])
+        replaced(world, taken)
     finally:
-        world.on(2, "pkill -CONT -x raylet", check=False)
-        world.on(2, "ray stop --force", check=False)
-    world.ray([2])
+        world.on(host, "pkill -CONT -x raylet; ray stop --force", check=False)
+        world.ray([host])
 
 
 def test_a_cluster_that_lost_its_head_goes_on_from_kafka_and_the_store(world: World) -> None:
