@@ -10,12 +10,15 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fuzz.budget import COUNT, fuzzed
+from fuzz.budget import COUNT, INPUTS, SEED, fuzzed
 from fuzz.mutate import mutants
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,3 +183,15 @@ def test_scanner_parser_and_reference_read_every_record_alike(
 def test_every_cut_of_a_record_is_read_alike(spec: RecordSpec) -> None:
     whole = b'{"k":"a\\u00e4","t":"2026-11-24T13:43:26.123+01:00","x":-1.5e1,"p":[{"a":[1]},null]}'
     assert_read_alike([whole[:end] for end in range(1, len(whole) + 1)], spec)
+
+
+def test_no_byte_beyond_a_batch_is_read() -> None:
+    """Scanned beside memory that may not be read; a byte too far would end the process."""
+    count = max(5_000, INPUTS // 20)
+    command = [sys.executable, str(Path(__file__).with_name("guarded.py")), str(SEED), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3_600, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2_000:])
+    scanned, taken = map(int, re.findall(r"\d+", done.stdout))
+    assert scanned >= count
+    assert taken > count // 50
+    COUNT["decode"] += scanned
