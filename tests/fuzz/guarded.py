@@ -3,7 +3,7 @@
     python tests/fuzz/guarded.py SEED INPUTS
 
 The scanner reads by address: no compiler checks its bounds, but here the machine does. A byte too
-far ends this process with a signal; else it prints how many records it scanned and how many it took.
+far ends this process with a signal; else it prints how many records it scanned, and took.
 """
 
 import ctypes
