@@ -132,11 +132,6 @@ class Members:
         with self._lock:
             return dict(self._load)
 
-    def versions(self) -> set[str]:
-        """Versions that have a member."""
-        with self._lock:
-            return {m.version for m in self._members.values()}
-
     def names(self) -> list[str]:
         """Names of the members, sorted."""
         with self._lock:
