@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raywatch.actors.ports import Bounds, Committed, Partition, Store
-from raywatch.models.errors import ConfigError
+from raywatch.actors.store import BLOB_BYTES_MAX
+from raywatch.models.errors import ConfigError, Unreachable
 
 MAGIC = b"RWSNAP01"
 DIGEST = 32
@@ -158,8 +159,25 @@ def discard_beyond(
     return beyond
 
 
-def save(store: Store, detector: str, lane: int, snapshot: Snapshot, epoch: str) -> str:
-    """Store a snapshot and delete all but the newest few. Returns its name."""
+def save(
+    store: Store,
+    detector: str,
+    lane: int,
+    snapshot: Snapshot,
+    epoch: str,
+    bytes_max: int = BLOB_BYTES_MAX,
+) -> str:
+    """Store a snapshot and delete all but the newest few. Returns its name.
+
+    Raises Unreachable, also for a state that is larger than any store takes: the lane says so, and
+    its next owner reads back from the log.
+    """
+    size = sum(array.nbytes for array in snapshot.arrays.values())
+    if size > bytes_max:
+        raise Unreachable(
+            f"the state has `{size}` bytes, a snapshot at most `{bytes_max}`",
+            hint="lower `keys_max`, or deal the partitions to more lanes",
+        )
     name = name_of(detector, lane, snapshot.offsets, epoch)
     store.put(name, encode(snapshot))
     for old in store.names(f"snapshots/{detector}/{lane:04d}/")[:-KEEP]:

@@ -11,7 +11,7 @@ from raywatch.actors import checkpoint
 from raywatch.actors.checkpoint import Snapshot, decode, discard_beyond, encode, newest, save, start
 from raywatch.actors.ports import Bounds, Committed, Partition
 from raywatch.actors.store import MemoryStore
-from raywatch.models.errors import ConfigError
+from raywatch.models.errors import ConfigError, Unreachable
 
 A, B = Partition("x", 0), Partition("x", 1)
 
@@ -90,6 +90,16 @@ def test_only_the_newest_few_are_kept() -> None:
     names = [save(store, "d", 0, snapshot(n, 900), f"e{n}") for n in range(95, 105)]
     assert store.names("snapshots/") == names[-checkpoint.KEEP :]
     assert names == sorted(names)
+
+
+def test_a_state_larger_than_a_snapshot_may_be_is_not_stored() -> None:
+    store = MemoryStore()
+    large = snapshot(1, 1)
+    size = sum(array.nbytes for array in large.arrays.values())
+    with pytest.raises(Unreachable, match=f"the state has `{size}` bytes"):
+        save(store, "d", 0, large, "e", bytes_max=size - 1)
+    assert store.names("") == []
+    assert save(store, "d", 0, large, "e", bytes_max=size)
 
 
 def test_what_lies_above_all_commits_is_discarded_and_nothing_else() -> None:
