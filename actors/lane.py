@@ -218,6 +218,7 @@ class Shift:
         """The model that the commits name, else the one in service; a lane waits for it."""
         noted = {checkpoint.noted(c.note)[0] for c in committed.values()} - {""}
         name = min(noted) if len(noted) == 1 else ""
+        self.stats.version = name  # whoever reads it starts a scorer of it, where there is none
         while not self.lane.stopping.is_set():
             model = self.lane.model(self.lane.number, name)
             if model is not None:

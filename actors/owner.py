@@ -34,6 +34,7 @@ class Roster:
     number: int  # grows with every change
     models: Mapping[str, ModelSpec]  # by version
     lanes: Mapping[int, str]  # version that each lane is to use
+    known: frozenset[str] = frozenset()  # versions that get a scorer when a lane asks for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +197,12 @@ class Owner:
         return pool
 
     def _model(self, lane: int, committed: str) -> ModelSpec | None:
-        """The version for a lane: what its commits name while there is one, else the target."""
+        """The version for a lane: what its commits name while it can be had, else the target."""
         roster = self._roster
         # Not only while a scorer of it serves: the last one may have died, and comes again.
-        return roster.models.get(committed) or roster.models.get(roster.lanes.get(lane, ""))
+        if committed in roster.models or committed in roster.known:
+            return roster.models.get(committed)
+        return roster.models.get(roster.lanes.get(lane, ""))
 
     def _live(self, lane: Lane) -> None:
         try:

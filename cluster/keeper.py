@@ -11,7 +11,7 @@ ended when every owner has the new roster and it has nothing left to answer.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raywatch.actors.owner import OwnerReport, Roster
 from raywatch.actors.ports import Clock
@@ -35,6 +35,7 @@ ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say
 BACKOFF_MAX_S = 30.0  # Longest pause between two starts of a version that does not start.
 STANDBY_S = 10.0  # Between two attempts to start who stands by for an owner.
 STARTS_KEPT = 20
+FAILED_MAX = 3  # A version that failed to start so often is waited for by no lane.
 
 Say = Callable[[Kind, str, str], None]  # kind, sentence, label of the mark on the page
 
@@ -413,10 +414,12 @@ class Keeper:
         }
         kept = {v for v in self.blobs if self.using(v)} | set(serving.values())
         models = {v: m for v, m in self.models.items() if v in kept}
-        if serving != self._rostered or dict(self._roster.lanes) != self.lanes:
+        known = frozenset(v for v in self.blobs if self.failed.get(v, (0, ""))[0] < FAILED_MAX)
+        roster = Roster(self._roster.number, models, dict(self.lanes), known)
+        told = (self._rostered, self._roster.lanes, self._roster.known)
+        if (serving, roster.lanes, known) != told:
             number = max(self._roster.number + 1, self._clock.now_ms())
-            self._roster = Roster(number, models, dict(self.lanes))
-            self._rostered = serving
+            self._roster, self._rostered = replace(roster, number=number), serving
         for name, report in self.reports().items():
             if report.roster < self._roster.number:
                 self._crew.enlist(name, self._roster, self._rostered)

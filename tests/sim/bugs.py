@@ -16,6 +16,7 @@ from raywatch.actors.flow import Flow
 from raywatch.actors.kafka import KafkaLog, KafkaSink, KafkaSource
 from raywatch.actors.lane import Shift
 from raywatch.actors.ledger import Ledger
+from raywatch.actors.owner import Owner
 from raywatch.actors.pool import Members, RemotePool
 from raywatch.cluster.keeper import Keeper
 from raywatch.models.errors import LaneLost, Unreachable
@@ -319,6 +320,14 @@ def ends_a_version_that_lanes_need() -> list[Any3]:
     ]
 
 
+def takes_another_version_than_commits_note() -> list[Any3]:
+    def hasty(self: Any, number: int, committed: str) -> Any:
+        models, lanes = self._roster.models, self._roster.lanes
+        return models.get(committed) or models.get(lanes.get(number, ""))
+
+    return [(Owner, "_model", hasty)]
+
+
 BUGS = (
     Bug("commits what was read, not what is done", commits_what_was_read, 50),
     Bug("reads the commit before it fences", reads_the_commit_before_it_fences, 200),
@@ -357,5 +366,11 @@ BUGS = (
     Bug("drops batches in flight when a scorer dies", drops_batches_when_a_scorer_dies, 30),
     Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 500),
     Bug("does not audit a version", does_not_audit_a_version, 50),
+    Bug(
+        "takes another version than its commits note",
+        takes_another_version_than_commits_note,
+        3_000,
+        2_390,
+    ),
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
 )
