@@ -31,7 +31,7 @@ KAFKA = "10.78.0"  # the network of the broker
 BOOTSTRAP, TOPIC, PARTITIONS, RATE = f"{KAFKA}.254:9092", "telemetry", 12, 1_000
 ALERTS, GROUP = "hosts.alerts", "raywatch.hosts"
 LANES, WORKING = 4, ("running", "catching up")
-REPLACED_S = 15.0  # from the cut to the first alert of the replacement
+REPLACED_S = 60.0  # The figure is printed: 15 s is the promise of a machine that is not busy.
 WORKS_S = 120.0  # until something works again that has to be started anew
 
 pytestmark = [
