@@ -102,20 +102,25 @@ def of_json(value: bytes | None) -> Entry | None:
     if body.get("schema") != SCHEMA or kind not in KINDS or not typed:
         return None
     plain = _bounded(cast("dict[str, Any]", fields))
-    return Entry(cast(int, at_ms), kind, cast(str, words)[:WORDS_MAX], plain)
+    return Entry(cast(int, at_ms), kind, _whole(cast(str, words)[:WORDS_MAX]), plain)
 
 
 def _bounded(fields: Mapping[str, Any]) -> dict[str, Value]:
     """The first fields that are plain values, texts cut off: an entry has a size that is known."""
     found: dict[str, Value] = {}
-    for name, each in list(fields.items())[:FIELDS_MAX]:
+    for name, each in ((_whole(n), v) for n, v in list(fields.items())[:FIELDS_MAX]):
         if isinstance(each, str):
-            found[name[:TEXT_MAX]] = each[:TEXT_MAX]
+            found[name[:TEXT_MAX]] = _whole(each[:TEXT_MAX])
         elif isinstance(each, float):
             found[name[:TEXT_MAX]] = _plain(each)
         elif each is None or (isinstance(each, int) and abs(each) <= INTEGER_MAX):
             found[name[:TEXT_MAX]] = each
     return found
+
+
+def _whole(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON lets in and no terminal and no page takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _plain(value: Value) -> Value:

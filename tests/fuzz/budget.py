@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, seed, settings
 INPUTS = int(os.environ.get("FUZZ_N", "0"))  # 0: the short version
 SEED = int(os.environ.get("FUZZ_SEED", "0"))  # 0: the examples that every machine draws
 SHARES = {
-    "decode": 0.58, "journal": 0.10, "tail": 0.10, "snapshot": 0.10, "state": 0.01,
-    "manifest": 0.10, "config": 0.01,
+    "decode": 0.60, "journal": 0.07, "tail": 0.05, "snapshot": 0.10, "state": 0.02,
+    "manifest": 0.10, "config": 0.005,
 }  # fmt: skip
 SHORT = {
     "decode": 100, "journal": 60, "tail": 60, "snapshot": 60, "state": 15, "manifest": 60,

@@ -70,6 +70,7 @@ def read(value: bytes) -> None:
         assert not isinstance(each, str) or len(each) <= TEXT_MAX
         assert not isinstance(each, float) or math.isfinite(each)
         assert not isinstance(each, int) or abs(each) <= 2**63
+    entry.words.encode()
     assert of_json(to_json(entry)) == entry
     journal = Journal(bound=4)
     journal.take(entry)
@@ -86,6 +87,7 @@ def read(value: bytes) -> None:
 @fuzzed("journal", MUTANTS + 1)
 @given(ENTRIES, st.integers(0, 2**32))
 @example(Entry(0, "info", "x", {"a" * 5_000: "b" * 100_000}), 0)
+@example(Entry(0, "info", "\ud800\U00010000", {"\udc00": "\ud83d"}), 0)  # halves of pairs
 def test_a_record_of_the_audit_topic_is_an_entry_or_nothing(entry: Entry, seed: int) -> None:
     value = to_json(entry)
     assert of_json(value) is not None
