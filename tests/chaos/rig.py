@@ -24,7 +24,7 @@ from service import Service, config
 
 from raywatch.actors.checkpoint import decode
 from raywatch.actors.kafka import KafkaLog
-from raywatch.actors.ports import Partition
+from raywatch.actors.ports import Partition, Source
 from raywatch.actors.store import open_store
 from raywatch.cluster import runtime
 from raywatch.cluster.drills.alerts import Holder
@@ -311,6 +311,9 @@ class Rig:
         self.watcher: Watcher
         self.asker: Asker
         self._admin: Any = None
+        self._log = KafkaLog(self.brokers.bootstrap)
+        self._sources: list[Source] = []
+        self._looking, self._looked = threading.Lock(), 0
 
     def start(self) -> None:
         """Everything, and the feed at its rate."""
@@ -391,14 +394,12 @@ class Rig:
         `Log.committed` answers at once; a coordinator that just took over, or came back after all
         were killed, shows offsets then that are seconds old.
         """
-        log = KafkaLog(self.brokers.bootstrap)
-        source = log.source("raywatch.chaos", [Partition(self.topic, n)
-                                               for n in range(self.partitions)])  # fmt: skip
-        try:
-            return {p.number: c.offset for p, c in source.committed().items()}
-        finally:
-            source.close()
-            log.close()
+        with self._looking:  # one client for all: to make and end one each second is no load test
+            if self._looked != self.partitions:
+                self._looked = self.partitions
+                places = [Partition(self.topic, n) for n in range(self.partitions)]
+                self._sources.append(self._log.source("raywatch.chaos", places))
+            return {p.number: c.offset for p, c in self._sources[-1].committed().items()}
 
     # ---- brokers -----------------------------------------------------------------------------
 
@@ -417,20 +418,13 @@ class Rig:
         return {number: each.leader for number, each in found.items()}
 
     def whole(self) -> bool:
-        """Whether every broker knows that every replica of every partition is in sync.
-
-        Each is asked by itself: one that just came back tells what was true before it left.
-        """
-        for address in self.brokers.bootstrap.split(","):
-            client: Any = AdminClient({"bootstrap.servers": address, "log_level": 0})
-            found = client.list_topics(timeout=5.0)
-            if len(found.brokers) < REPLICAS or not all(
-                len(each.isrs) == len(each.replicas)
-                for topic in found.topics.values()
-                for each in topic.partitions.values()
-            ):
-                return False
-        return True
+        """Whether every replica of every partition is in sync."""
+        found = self.admin().list_topics(timeout=5.0)
+        return len(found.brokers) == REPLICAS and all(
+            len(each.isrs) == len(each.replicas)
+            for topic in found.topics.values()
+            for each in topic.partitions.values()
+        )
 
     def delete(self, below: Mapping[int, int]) -> None:
         """Delete the records of partitions below an offset."""
