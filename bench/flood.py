@@ -256,6 +256,7 @@ def measure(
             "alerts_of_hosts": len(of_hosts),
             "of_them_lost": len(calm - of_hosts),
             "of_them_wrong": len(of_hosts - calm),
+            "for_example": sorted(calm - of_hosts)[:3] + sorted(of_hosts - calm)[:3],
         }
     finally:
         run.stop()

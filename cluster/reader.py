@@ -44,6 +44,7 @@ class Reader:
         self.windows = {g: {p: LagWindow() for p in ps} for g, ps in groups.items()}
         self.read_t = float("-inf")  # when offsets were last read, monotonic seconds
         self.trouble = ""  # why the last reading failed
+        self._read_to: dict[Partition, int] = {}  # what readers that were given up had read
         self.growth: list[Growth] = []  # topics with partitions that nobody reads
         self._grown_t = float("-inf")
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS_KEPT)
@@ -148,7 +149,14 @@ class Reader:
     def _read_alerts(self) -> None:
         for topic, detector in self._alert_topics.items():
             tail = self._tails.get(topic) or self._open(topic)
-            for value in tail.fetch(TAIL_MAX, 0.05).values:
+            try:
+                found = tail.fetch(TAIL_MAX, 0.05)
+            except RaywatchError:
+                # A reader says once that it may not read: the next round asks by another one.
+                self._tails.pop(topic).close()
+                raise
+            self._read_to |= tail.position()
+            for value in found.values:
                 alert = _object(value)
                 if alert is not None:
                     with self._lock:
@@ -160,7 +168,8 @@ class Reader:
         partitions = [Partition(topic, n) for n in range(self._log.topics().get(topic, 0))]
         bounds = self._log.bounds(partitions)
         tail = self._log.source("", partitions)
-        tail.assign({p: max(b.low, b.end - ALERTS_KEPT) for p, b in bounds.items()})
+        begin = {p: max(b.low, b.end - ALERTS_KEPT) for p, b in bounds.items()}
+        tail.assign({p: max(b, self._read_to.get(p, b)) for p, b in begin.items()})
         self._tails[topic] = tail
         return tail
 

@@ -69,7 +69,7 @@ class Supervisor:
         self.watches: dict[str, Watch] = {}
         self._stuck: RaywatchError = Unreachable(f"topic `{self.audit}` is being read")
         self._noted = self._tried = self._drilled = self.began
-        self._blocked: dict[str, float] = {}
+        self._blocked: dict[tuple[str, ...], float] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._latest: dict[str, Any] = {}
@@ -233,13 +233,13 @@ class Supervisor:
         self.metrics.update(self._latest)
 
     def _say_blocked(self, now: float) -> None:
-        """Each reason once while it lasts: blocked lanes try again every few seconds."""
+        """Each reason once while it lasts; how brokers put it may differ from try to try."""
         said = [words for watch in self.watches.values() for words in watch.blocked()]
-        there = [words for words in said if " is blocked: " in words]
-        for words in there:
-            if words not in self._blocked:
+        there = {tuple(w.split(": ", 3)[:3]): w for w in said if " is blocked: " in w}
+        for what, words in there.items():
+            if what not in self._blocked:
                 self.say("fault", words, label="blocked")
-        kept = {words: at for words, at in self._blocked.items() if now - at < BLOCKED_S}
+        kept = {what: at for what, at in self._blocked.items() if now - at < BLOCKED_S}
         self._blocked = kept | dict.fromkeys(there, now)
 
     def _scale(self, watch: Watch, now: float) -> None:

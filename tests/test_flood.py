@@ -46,7 +46,7 @@ def test_a_flood_stays_below_the_stated_memory_and_takes_nothing_from_the_watche
     # 12 partitions of 300 keys, and what six batches of the last moments displaced.
     assert found["keys"] <= 12 * 300
     assert found["alerts_of_hosts"] > 100
-    assert (found["of_them_lost"], found["of_them_wrong"]) == (0, 0)
+    assert (found["of_them_lost"], found["of_them_wrong"]) == (0, 0), found
     assert all(size < found["bound_mb"] for size in found["most_mb"].values()), found
     grown = [found["most_mb"][name] - size for name, size in found["before_mb"].items()]
     assert max(grown) < 400.0, found  # far below the bound: it is for the worst of all
