@@ -42,25 +42,25 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "owner-kill", "an owner (kill -9)",
         "its lanes are opened anew from what was committed, and go on",
-        "Ray starts it again", "live", _OWNER, 20.0, weight=44,
+        "Ray starts it again", "live", _OWNER, 20.0, weight=34,
     ),
     Kind(
         "owner-freeze", "an owner (SIGSTOP, later SIGCONT)",
         "another gets its lanes; what the frozen one still writes is refused by the brokers",
         "the supervisor replaces it and ends it; SIGCONT wakes whatever is left of it",
-        "live", "", 25.0, weight=12, seconds=(7.5, 9.5),
+        "live", "", 25.0, weight=10, seconds=(7.5, 9.5),
     ),
     Kind(
         "owner-pause", "an owner (SIGSTOP for moments)", "it goes on where it was",
-        "SIGCONT", "live", "", 15.0, weight=12, seconds=(0.5, 3.0),
+        "SIGCONT", "live", "", 15.0, weight=14, seconds=(0.5, 3.0),
     ),
     Kind(
         "scorer-kill", "a scorer (kill -9)", "its batches go to another at once",
-        "the supervisor starts another", "live", _SCORER, 20.0, weight=44,
+        "the supervisor starts another", "live", _SCORER, 20.0, weight=49,
     ),
     Kind(
         "scorers-kill", "all scorers (kill -9)", "lanes wait and skip nothing",
-        "the supervisor starts others", "live", _SCORER, 30.0, weight=10,
+        "the supervisor starts others", "live", _SCORER, 30.0, weight=11,
     ),
     Kind(
         "scorer-freeze", "a scorer (SIGSTOP, later SIGCONT)",
@@ -71,7 +71,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "supervisor-kill", "the supervisor (kill -9)", "owners and scorers go on without it",
         "Ray starts it again, and it adopts what runs",
-        "live", r"watches .+; \d+ actors run already", 20.0, weight=24,
+        "live", r"watches .+; \d+ actors run already", 20.0, weight=18,
     ),
     Kind(
         "broker-leader", "a broker that leads (kill -9)", "others lead; nothing is lost",
@@ -96,17 +96,17 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "store-full", "the disk of the store (full)", "no snapshots, and everything else goes on",
-        "room is made", "cluster", "", 20.0, weight=5, seconds=(3.0, 8.0), why_not=_NO_STORE,
+        "room is made", "cluster", "", 20.0, weight=6, seconds=(3.0, 8.0), why_not=_NO_STORE,
     ),
     Kind(
         "store-slow", "the disk of the store (every write hangs)",
         "lanes wait as long as their snapshot does, and go on", "it answers again",
-        "cluster", "", 25.0, weight=5, seconds=(2.0, 6.0), why_not=_NO_STORE,
+        "cluster", "", 25.0, weight=6, seconds=(2.0, 6.0), why_not=_NO_STORE,
     ),
     Kind(
         "clock-jump", "the clock of the machine (an hour forth or back)",
         "nothing: what decides does not ask what time it is", "it jumps back",
-        "cluster", "", 20.0, weight=6, seconds=(2.0, 6.0), why_not=_NO_MACHINE,
+        "cluster", "", 20.0, weight=7, seconds=(2.0, 6.0), why_not=_NO_MACHINE,
     ),
     Kind(
         "retention", "records that were read (retention deletes them)",
