@@ -383,7 +383,11 @@ def sifted(messages: Iterable[Any], rights: Rights, group: str) -> list[Any]:
             continue
         name, partition = error.name(), Partition(message.topic() or "?", message.partition() or 0)
         if error.retriable() or name in AGAIN:
-            continue
+            # An error that has an offset moves the reader's position past a record that was not
+            # read (measured): what is committed must never come from there.
+            if (message.offset() is None) or message.offset() < 0:
+                continue
+            raise LaneLost(f"reading `{partition}` was interrupted: {error.str()}")
         if name == "_AUTO_OFFSET_RESET":
             raise gone(partition, message.offset(), error.str())
         if name == "GROUP_AUTHORIZATION_FAILED" and not group:

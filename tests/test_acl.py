@@ -25,14 +25,15 @@ from service import Service, ray_local
 
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.kafka import KafkaLog
-from raywatch.actors.kafka_security import Right, commands, lane, subject
+from raywatch.actors.kafka_rules import sifted
+from raywatch.actors.kafka_security import Right, Rights, commands, lane, subject
 from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster import acl, journal
 from raywatch.cluster.config import Config, load
 from raywatch.cluster.deployment import log_spec, prepare
 from raywatch.cluster.tail import tail
-from raywatch.models.errors import ConfigError
+from raywatch.models.errors import ConfigError, LaneLost
 
 if TYPE_CHECKING:
     from secured import Secured
@@ -117,6 +118,49 @@ def test_what_is_no_certificate_has_no_subject() -> None:
     ):
         with pytest.raises(ValueError, match="certificate"):
             subject(junk)
+
+
+class Answer:
+    """What a reader gets from the client library: a record, or an error in its place."""
+
+    def __init__(self, name: str, offset: int | None) -> None:
+        self._name, self._offset = name, offset
+
+    def error(self) -> "Answer | None":
+        return self if self._name else None
+
+    def name(self) -> str:
+        return self._name
+
+    def retriable(self) -> bool:
+        return False
+
+    def topic(self) -> str:
+        return "in"
+
+    def partition(self) -> int:
+        return 3
+
+    def offset(self) -> int | None:
+        return self._offset
+
+    def str(self) -> str:  # last: it hides the class
+        return "Broker: no"
+
+
+def test_an_error_in_place_of_a_record_ends_the_reader_and_any_other_may_pass() -> None:
+    """With an offset it moves the client's position by one, over a record that nobody saw."""
+    rights = Rights("h:1", "User:u", lambda rights: {})
+    record = Answer("", 7)
+    for passes in (Answer("_TRANSPORT", None), Answer("_TRANSPORT", -1001)):
+        assert sifted([record, passes, record], rights, "g") == [record, record]
+    for offset in (0, 7):
+        with pytest.raises(LaneLost, match="`in/3` was interrupted"):
+            sifted([Answer("REQUEST_TIMED_OUT", offset)], rights, "g")
+    looks = Answer("GROUP_AUTHORIZATION_FAILED", None)
+    assert sifted([looks, record], rights, "") == [record]  # needs no group
+    with pytest.raises(ConfigError, match="lacks READ on group `g`"):
+        sifted([looks], rights, "g")
 
 
 # ---- a lane with exactly these --------------------------------------------------------------
