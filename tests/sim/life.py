@@ -208,7 +208,7 @@ class Weather:
             self._plan(fault, which)
         if made.relaned is not None and chance.below(2) == 0:  # an owner that outlives its lanes
             when = max(0.5, made.relaned[0] - 2.0 * chance.share())
-            kind = ("owner frozen", "owner unheard")[chance.below(2)]
+            kind = ("owner frozen", "owner unheard", "owner late", "owner late")[chance.below(4)]
             self._plan(Fault(Key("world", count), kind, 0.3 + 0.7 * chance.share(), when), which=0)
 
     def _plan(self, fault: Fault, which: int) -> None:
@@ -257,6 +257,11 @@ class Weather:
             hub.kill(process)
         elif kind == "owner cut off":
             process.cut_until = hub.now_ns + round(1e9 * LONG_S * size)
+        elif kind == "owner late":  # it starts again, and reaches the brokers after the others
+            actor.late_s = 1.0 + 3.0 * size
+            for each in (actor, *self._actors(".scorer-")):  # their machine is cut off from Ray
+                each.unheard_until = hub.seconds() + LONG_S
+            hub.kill(process)
         elif kind == "owner unheard":
             actor.unheard_until = hub.seconds() + LONG_S * size
 

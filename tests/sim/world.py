@@ -47,6 +47,7 @@ class Actor:
     incarnation: int = 0
     gone: str = ""
     unheard_until: float = 0.0  # calls to it do not arrive
+    late_s: float = 0.0  # its next process is cut off from the brokers for so long
 
 
 class World:
@@ -90,6 +91,8 @@ class World:
             again = f"{self.deployments}." if self.deployments else ""
             process = actor.process = Process(f"{actor.name}#{again}{actor.incarnation}")
             process.mourners.append(lambda: self._mourn(actor, process))
+            process.cut_until = self.hub.now_ns + round(1e9 * actor.late_s)
+            actor.late_s = 0.0
             actor.start(actor)
 
         self.hub.at(delay_s, begin)
