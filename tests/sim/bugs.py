@@ -366,7 +366,7 @@ BUGS = (
     Bug("names alerts by their offset", names_alerts_by_their_offset, 5),
     Bug("sends a batch again to any version", sends_again_to_any_version, 400),
     Bug("drops batches in flight when a scorer dies", drops_batches_when_a_scorer_dies, 30),
-    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 500),
+    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 800),
     Bug("does not audit a version", does_not_audit_a_version, 50),
     Bug(
         "takes another version than its commits note",
