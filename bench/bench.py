@@ -117,9 +117,9 @@ def send(writer: Producer, topic: str, key: int, body: bytes) -> None:
 
 
 def config(
-    bootstrap: str, topic: str, name: str, model: str, folder: Path, probability: float = 1e-5
+    bootstrap: str, topic: str, name: str, model: str, folder: Path, **detector: Any
 ) -> Config:
-    """The configuration that is measured: defaults, but for the sizes of the issue."""
+    """The configuration that is measured: defaults, but for the sizes below and for `detector`."""
     return Config.model_validate(
         {
             "kafka": {"bootstrap": bootstrap},
@@ -131,7 +131,8 @@ def config(
                     "model": model,
                     "start": "earliest",
                     "lanes": 4,
-                    "alert": {"warmup": 100, "probability": probability},
+                    "alert": {"warmup": 100},
+                    **detector,
                 }
             ],
             "owners": {"count": 2},
@@ -238,7 +239,8 @@ def delay(bootstrap: str, model: str, folder: Path) -> dict[str, Any]:
     """From the produce call to the alert, at 2,000 events/s."""
     topic, rate, seconds = f"delay-{model}", 2_000, 30
     # A key of 200 records cannot claim one in 100,000: what is measured is the way, not the model.
-    run_config = config(bootstrap, topic, topic, model, folder, probability=1e-3)
+    alert = {"warmup": 100, "probability": 1e-3}
+    run_config = config(bootstrap, topic, topic, model, folder, alert=alert)
     with suppress(RaywatchError):
         actors.open_log(log_spec(run_config)).create(topic, PARTITIONS)
     fill_quietly(bootstrap, topic, 200)

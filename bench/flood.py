@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # bench/ is no package, on purpose
-from bench import DRAIN_S, PARTITIONS, START_MS, Run, broker, producer, rss, send
+from bench import DRAIN_S, PARTITIONS, START_MS, Run, broker, config, producer, rss, send
 from raywatch.actors import runtime as actors
 from raywatch.actors.alerts import ANOMALY
 from raywatch.actors.flow import Flow
@@ -45,30 +45,11 @@ SAMPLE_S = 0.25
 EVENT_KEY = "host-%04d"
 
 
-def config(bootstrap: str, topic: str, model: str, folder: Path, **bounds: Any) -> Config:
-    """Shipped defaults but for what is measured."""
-    detector = {
-        "name": topic,
-        "topics": [topic],
-        "record": {"key": "key", "time": "ts", "values": ["value"], "key_bytes_max": 64},
-        "model": model,
-        "start": "earliest",
-        "lanes": 4,
-        "alert": {"warmup": 100, "probability": 1e-3},
-        **bounds,
-    }
-    return Config.model_validate(
-        {
-            "kafka": {"bootstrap": bootstrap},
-            "detectors": [detector],
-            "owners": {"count": 2},
-            "pool": {"min": 2, "max": 2},
-            "store": str(folder / "state"),
-            "models": str(folder / "models"),
-            "page": {"port": 0},
-            "audit": f"{topic}.audit",
-        }
-    )
+def watched(bootstrap: str, topic: str, model: str, folder: Path, **bounds: Any) -> Config:
+    """The benchmark's configuration with these bounds."""
+    alert = {"warmup": 100, "probability": 1e-3}
+    record = {"key": "key", "time": "ts", "values": ["value"], "key_bytes_max": 64}
+    return config(bootstrap, topic, topic, model, folder, alert=alert, record=record, **bounds)
 
 
 class Gauge:
@@ -212,7 +193,7 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """One flood. Ray is up, and the broker."""
     topic = f"flood-{time.time_ns()}"
-    settings = config(bootstrap, topic, model, folder, **bounds)
+    settings = watched(bootstrap, topic, model, folder, **bounds)
     with suppress(RaywatchError):
         actors.open_log(log_spec(settings)).create(topic, PARTITIONS)
     feed = Feed(bootstrap, topic)

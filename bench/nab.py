@@ -81,15 +81,13 @@ def records(series: list[Series]) -> list[tuple[str, bytes]]:
 
 
 def settings(bootstrap: str, folder: Path, arguments: argparse.Namespace) -> Config:
-    """The benchmark's configuration with this detector's alert policy.
+    """The benchmark's configuration with this alert policy.
 
     The series are of different years, so the silence of one says nothing: `missing` is off.
     """
-    plain = config(bootstrap, TOPIC, TOPIC, arguments.model, folder, arguments.probability)
-    shape = plain.model_dump(mode="json")
-    shape["detectors"][0]["alert"]["warmup"] = arguments.warmup
-    shape["detectors"][0]["missing"]["enabled"] = False
-    return Config.model_validate(shape)
+    alert = {"warmup": arguments.warmup, "probability": arguments.probability}
+    silence = {"enabled": False}
+    return config(bootstrap, TOPIC, TOPIC, arguments.model, folder, alert=alert, missing=silence)
 
 
 def verdict(series: list[Series], alerts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_batches_without_a_record_to_score_are_committed_and_said() -> None:
     there = world()
     bad = [Out("in", b"k", b"{"), Out("in", b"k", b"[1]"), Out("in", b"k", b"")]
     there.log.write(bad * 50)
-    detector = spec("d", "in")
+    detector = spec("d", "in", rejects_max=1_000)
     lane = live(there, detector)
     assert (lane.stats.records, lane.stats.rejects) == (0, 150)
     assert len(read_all(there.log, "d.rejects")) == 150
