@@ -86,7 +86,9 @@ def test_drills_on_a_running_service_hold_and_are_written_down(
         assert (wrong.code, "cannot be hurt" in wrong.err) == (2, True), wrong.err
         for fault in ("owner-kill", "scorer-freeze", "supervisor-kill"):
             code, told[fault], err = drill(fault, address, "--yes")
-            assert (code, told[fault]["verdict"]) == (0, "held"), (told[fault], err)
+            assert (code, told[fault]["verdict"]) == (0, "held"), "\n".join(
+                told[fault]["broken"] + told[fault]["late"] + [err]
+            )
             assert "is back after" in err
     audit = [json.loads(out.value or b"{}") for out in read_all(log, f"{name}.audit")]
     log.close()
@@ -132,7 +134,8 @@ class Played:
         self.log, self.spec, self.now = log, detector, 0.0
         self.partitions = (Partition(detector.topics[0], 0),)
         self.state = "running"
-        self.after: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None  # what happens once time passes after it
+        self.due: Callable[[], None] = lambda: None
         self.signals: list[int] = []
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -152,7 +155,7 @@ class Played:
         self.signals.append(number)
         if number == signal.SIGCONT:
             raise Unreachable("it was ended")
-        self.after()
+        self.due = self.after
 
     def let_go(self) -> None:
         self.signals.append(-1)
@@ -165,6 +168,8 @@ class Played:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        due, self.due = self.due, lambda: None
+        due()
 
 
 @pytest.fixture
@@ -206,7 +211,7 @@ def test_a_pause_that_is_as_promised_holds_and_lets_go(played: Played) -> None:
     played.after = lambda: commit(played, 3, raised("open", 1))
     found = held(played)
     assert (found["verdict"], found["broken"], found["late"]) == ("held", [], []), found
-    assert (found["first_alert_s"], found["alerts"]) == (0.0, 1)  # seen at the first look
+    assert (found["first_alert_s"], found["alerts"]) == (live.LOOK_S, 1)  # seen at the second look
     assert played.signals[0] == signal.SIGSTOP
     assert played.signals[-2:] == [signal.SIGCONT, -1]  # woken and let go, however it ended
 

@@ -53,7 +53,9 @@ class World:
 
 
 @contextmanager
-def world(topic: Callable[[str], str], folder: Path, name: str, **settings: Any) -> Generator[World]:
+def world(
+    topic: Callable[[str], str], folder: Path, name: str, **settings: Any
+) -> Generator[World]:
     """A running one; `name` is its detector's."""
     table = generate(STREAM, 1_200)
     values = to_json(table)

@@ -22,7 +22,16 @@ from raywatch.actors.ports import Clock, Log, Partition, Source
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.drills import alerts as law
 from raywatch.cluster.drills.faults import KINDS, Fault, Kind
-from raywatch.cluster.drills.story import Heard, Look, Story, dishonest, late, meanwhile, untold
+from raywatch.cluster.drills.story import (
+    TELL_S,
+    Heard,
+    Look,
+    Story,
+    dishonest,
+    late,
+    meanwhile,
+    untold,
+)
 from raywatch.models.errors import ConfigError, RaywatchError, Refused, Unreachable
 
 LOOK_S = 0.3  # between two looks
@@ -126,15 +135,22 @@ class Drill:
             at_s = clock.monotonic()
             for grip in grips:
                 grip.send(signal.SIGSTOP if self.fault.seconds else signal.SIGKILL)
+            # Again: what was written and committed between the look and the signal is no recovery.
+            before |= {str(p): b.end for p, b in self._bounds().items()}
             progress(f"{self.fault.name}: {', '.join(self.hurt)}")
             undone_s, spoke = self._watched(at_s, before, grips, wait_s, progress)
-            until_s = clock.monotonic() + SETTLE_S
-            while clock.monotonic() < until_s:
-                self._look()
-        story = Story(
-            self.fault, ", ".join(self.hurt), at_s, undone_s, tuple(self.lanes), spoke
-        )  # fmt: skip
+            target = ", ".join(self.hurt)
+            story = Story(self.fault, target, at_s, undone_s, tuple(self.lanes), spoke)
+            self._settle(story)
         return self._told(story, before)
+
+    def _settle(self, story: Story) -> None:
+        """Look on until what the journal owes could have been said."""
+        clock, since_s = self.scene.clock, self.scene.clock.monotonic()
+        while (waited_s := clock.monotonic() - since_s) < TELL_S:
+            if waited_s >= SETTLE_S and not untold(story, self.notes.heard):
+                return
+            self._look()
 
     # ---- doing -------------------------------------------------------------------------------
 
