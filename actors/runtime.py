@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
@@ -77,6 +77,15 @@ class BrokerActor:
         return os.getpid()
 
 
+def answer(ref: Any, timeout_s: float) -> Any:
+    """What a call returned. Raises TimeoutError, RayTaskError and other RayError.
+
+    `ray.get` and `ray.wait` wait until a time of the wall clock (Ray 2.60): when that is set back
+    by an hour they wait for an hour longer, with whatever locks their caller holds.
+    """
+    return ref.future().result(timeout_s)
+
+
 class RemoteBroker:
     """What `EmbeddedLog` talks to when the log lives in an actor."""
 
@@ -89,14 +98,13 @@ class RemoteBroker:
 
         def call(*args: Any, **keywords: Any) -> Any:
             try:
-                ref = self._handle.call.remote(method, *args, **keywords)
-                return ray.get(ref, timeout=BROKER_CALL_S)
-            except GetTimeoutError as error:
+                return answer(self._handle.call.remote(method, *args, **keywords), BROKER_CALL_S)
+            except RayTaskError as error:
+                raise error.cause from error
+            except TimeoutError as error:
                 raise Unreachable(f"the embedded log did not answer `{method}` in time") from error
             except RayActorError as error:
                 raise Unreachable("the embedded log is gone") from error
-            except RayTaskError as error:
-                raise error.cause from error
 
         return call
 
@@ -204,9 +212,8 @@ class OwnerActor:
     def _ask(self, detector: str) -> None:
         """A restarted owner need not wait for the next tick of the supervisor."""
         try:
-            ref = find(SUPERVISOR).pool.remote(detector)
-            pool: Pool | None = ray.get(ref, timeout=2.0)
-        except (Unreachable, RayError):
+            pool: Pool | None = answer(find(SUPERVISOR).pool.remote(detector), 2.0)
+        except (Unreachable, RayError, TimeoutError):
             return  # it will push the roster when it is back
         if pool is not None:
             self._owner.enlist(pool.roster, pool.members())

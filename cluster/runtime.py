@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ def start_local(cpus: int) -> None:
     """
     _quiet()
     _on_loopback(alone=True)
+    # Ray's 15 would let whatever else runs here go first: an alert is not batch work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, namespace=actors.NAMESPACE,
@@ -161,7 +164,7 @@ class Post:
     heard: float | None = None  # when the last report came
     gone: str = ""  # why it is no more
     asked: float | None = None  # when the report that is under way was asked for
-    ref: Any = None
+    ref: Any = None  # the future of that report
 
     @property
     def restarting(self) -> bool:
@@ -222,18 +225,18 @@ class Crew:
         for post in self.posts.values():
             if post.ref is None and not post.gone:
                 try:
-                    post.ref, post.asked = post.handle.report.remote(), now
+                    post.ref, post.asked = post.handle.report.remote().future(), now
                 except RayError as error:
                     post.gone = type(error).__name__
         owed = {post.ref: post for post in self.posts.values() if post.ref is not None}
         if not owed:
             return
-        ready, _ = ray.wait(list(owed), num_returns=len(owed), timeout=wait_s)
+        ready, _ = futures.wait(owed, wait_s)
         for ref in ready:
             post = owed[ref]
             post.ref = post.asked = None
             try:
-                post.report = ray.get(ref, timeout=CALL_S)
+                post.report = ref.result()
                 post.heard = self._clock.monotonic()
             except RayTaskError as error:
                 post.gone = f"its constructor failed: {error.cause}"
@@ -277,17 +280,10 @@ class Crew:
     def stop_owners(self, wait_s: float) -> list[str]:
         """Let all owners finish, commit and end. Returns those that did not in time."""
         owners = [p for n, p in self.posts.items() if ".owner-" in n and not p.gone]
-        refs = {p.handle.stop.remote(wait_s): p.name for p in owners}
-        if not refs:
-            return []
-        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=wait_s + 2.0)
-        bad = [refs[r] for r in late]
-        for ref in ready:
-            try:
-                if not ray.get(ref, timeout=CALL_S):
-                    bad.append(refs[ref])
-            except RayError:
-                bad.append(refs[ref])
+        stops = {p.handle.stop.remote(wait_s).future(): p.name for p in owners}
+        ended, late = futures.wait(stops, wait_s + 2.0)
+        bad = [stops[stop] for stop in late]
+        bad += [stops[stop] for stop in ended if stop.exception() or not stop.result()]
         return sorted(bad)
 
 
@@ -334,7 +330,7 @@ def site() -> Site:
 def call(handle: Any, method: str, *arguments: Any, timeout_s: float = CALL_S) -> Any:
     """Call an actor and wait. Raises what it raised, or Unreachable."""
     try:
-        return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout_s)
+        return actors.answer(getattr(handle, method).remote(*arguments), timeout_s)
     except RayTaskError as error:
         cause = error.cause
         raise (cause if isinstance(cause, RaywatchError) else error) from error

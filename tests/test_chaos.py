@@ -72,6 +72,50 @@ def test_the_clock_of_a_process_jumps_and_no_other(tmp_path: Path) -> None:
     assert abs(clock.proof()) < 2.0
 
 
+SLOW = """
+import sys, threading, time
+import ray
+from chaos.rig import WallClock
+from raywatch.actors import runtime as actors
+from raywatch.cluster import runtime
+
+class Slow:
+    def wait(self):
+        time.sleep(600.0)
+
+def jump(ahead):
+    with open(sys.argv[1], "r+b") as clock:
+        clock.write(int(ahead * 1e9).to_bytes(8, sys.byteorder, signed=True))
+
+runtime.start_local(4)
+slow = ray.remote(Slow).remote()
+jump(3600)
+threading.Timer(0.5, jump, (0,)).start()
+began = time.monotonic()
+try:
+    actors.answer(slow.wait.remote(), 2.0)
+except TimeoutError:
+    print(time.monotonic() - began)
+runtime.leave()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(90)
+def test_a_call_is_given_up_in_time_while_the_clock_is_set_back(tmp_path: Path) -> None:
+    WallClock(tmp_path)  # compiles it
+    environment = {
+        "LD_PRELOAD": str(tmp_path / "clock.so"),
+        "RAYWATCH_CLOCK": str(tmp_path / "clock"),
+        "PYTHONPATH": str(RUN.parent.parent),
+    }
+    said = subprocess.run(
+        [sys.executable, "-c", SLOW, str(tmp_path / "clock")],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=80, check=True,
+    ).stdout  # fmt: skip
+    assert 1.9 < float(said.split()[-1]) < 20.0
+
+
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(tmp_path)

@@ -126,6 +126,12 @@ KINDS: tuple[Kind, ...] = (
         why_not="records would be lost",
     ),
     Kind(
+        "cluster-kill", "Ray with all of it (kill -9), and everything in the store",
+        "the next one goes on from Kafka alone: histories are read back in silence",
+        "it is deployed again", "cluster", r"watches \S+", 60.0,
+        why_not="it ends the cluster that would have to tell of it",
+    ),
+    Kind(
         "raylet-freeze", "Ray on an owner's machine (SIGSTOP)",
         "another owner gets its lanes; what the old one writes is refused",
         "SIGCONT", "machines", _OWNER, 15.0, why_not=_NO_MACHINE,

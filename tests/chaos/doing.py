@@ -83,7 +83,7 @@ class Doer:
         """One fault, from the pause before it to the recovery."""
         time.sleep(fault.after_s)
         doing = getattr(self, fault.name.replace("-", "_"))
-        if fault.name.startswith(("partitions", "offsets")):
+        if fault.name.startswith(("partitions", "offsets", "cluster")):
             with self._gate.alone():
                 return doing(fault)
         if fault.name.startswith(("owner", "scorer", "supervisor")):
@@ -329,6 +329,18 @@ class Doer:
         times = at_s, time.monotonic()
         gone = sum(offset - committed[p] for p, offset in below.items())
         return self._recovered(fault, f"{gone} records", self._every(), sent, times, waits=True)
+
+    def cluster_kill(self, fault: Fault) -> Story:
+        """Everything but Kafka is gone, and is started again from nothing."""
+        rig, sent = self.rig, self.rig.feed.say("mark")
+        with rig.asker.ray:
+            at_s = time.monotonic()
+            rig.kill_ray()
+            rig.lose_store()
+            rig.start_ray()
+            self._again(stop=False)
+        times = at_s, time.monotonic()
+        return self._recovered(fault, "", self._every(), sent, times, waits=False)
 
     def _again(self, *, stop: bool) -> None:
         """Deploy the same config: what runs is ended by `start`, where it was not before."""

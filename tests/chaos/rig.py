@@ -9,12 +9,16 @@ import importlib.util
 import json
 import mmap
 import os
+import re
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +219,7 @@ class Asker:
         self.looks: list[Look] = []
         self.holders: list[list[Holder]] = []
         self.committed: list[dict[str, int]] = []
+        self.ray = threading.Lock()  # whoever takes Ray away must not be asked anything meanwhile
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(ask, pause_s), daemon=True)
@@ -228,6 +233,10 @@ class Asker:
             ask()
 
     def _look(self) -> None:
+        with self.ray:
+            self._ask()
+
+    def _ask(self) -> None:
         now = time.monotonic()
         try:
             handle = runtime.supervisor()
@@ -293,8 +302,10 @@ class FeedProcess:
 class Rig:
     """All of it."""
 
-    def __init__(self, folder: Path, *, rate: float, seed: int, model: str) -> None:
-        self.folder, self.rate, self.seed = folder, rate, seed
+    def __init__(
+        self, folder: Path, *, rate: float, seed: int, model: str, standby: bool = False
+    ) -> None:
+        self.folder, self.rate, self.seed, self.standby = folder, rate, seed, standby
         kafka = tool("kafka")
         settings = {"log.retention.check.interval.ms": "3600000"}
         self.brokers: Any = kafka.KafkaCluster(
@@ -318,13 +329,7 @@ class Rig:
     def start(self) -> None:
         """Everything, and the feed at its rate."""
         self.brokers.start()
-        self.clock.preload()
-        try:
-            before = os.environ.get("PYTHONPATH", "")
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before, str(HERE.parent))))
-            runtime.start_local(64)
-        finally:
-            self.clock.unload()
+        self.start_ray()
         self.settings = self._settings()
         self.service = self._with_topic()
         self.service.start()
@@ -333,12 +338,35 @@ class Rig:
         self.asker = Asker(self)
         self.feed = FeedProcess(self.brokers.bootstrap, self.topic, self.file, self.rate, self.seed)
 
+    def start_ray(self) -> None:
+        """Ray on this machine, with a clock that can jump."""
+        self.clock.preload()
+        try:
+            before = os.environ.get("PYTHONPATH", "")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before, str(HERE.parent))))
+            runtime.start_local(64)
+        finally:
+            self.clock.unload()
+
+    def kill_ray(self) -> None:
+        """kill -9 of Ray and of all that it runs; we are alone in this process namespace."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace")
+                if re.match(r"ray::|\S*/(raylet|gcs_server)\b", words):
+                    os.kill(int(folder.name), signal.SIGKILL)
+        runtime.leave()
+
+    def lose_store(self) -> None:
+        """Snapshots, artifacts and all else that was stored."""
+        shutil.rmtree(self.disk.path / "state")
+
     def _settings(self) -> Any:
         return config(
             self.brokers.bootstrap, self.topic, self.disk.path, name="chaos", model=self.model,
             lanes=LANES, snapshot_s=2, lost="continue", batch_records=4_000,
             alert={"warmup": 150, "probability": 3e-3, "quiet": 12},
-            pool={"min": 2, "max": 2, "cpus": 1.0},
+            pool={"min": 2, "max": 2, "cpus": 1.0}, owners={"count": 2, "standby": self.standby},
         )  # fmt: skip
 
     def _with_topic(self) -> Service:

@@ -56,6 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=5_000.0, help="records a second")
     parser.add_argument("--model", default="lagbank", choices=("lagbank", "robustz"))
     parser.add_argument("--only", nargs="*", default=[], choices=[k.name for k in KINDS])
+    parser.add_argument("--standby", action="store_true", help="with owners that stand by")
     parser.add_argument("--json", type=Path, default=None, help="where to write all of it")
     parser.add_argument("--keep", action="store_true", help="leave the folder of the run")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -283,7 +284,9 @@ def main(argv: Sequence[str]) -> int:
     rig: Rig | None = None
     found: dict[str, Any] = {}
     try:
-        rig = Rig(folder, rate=asked.rate, seed=asked.seed, model=asked.model)
+        rig = Rig(
+            folder, rate=asked.rate, seed=asked.seed, model=asked.model, standby=asked.standby
+        )
         found = chaos(rig, asked)
     except (RaywatchError, AssertionError):
         traceback.print_exc()

@@ -23,6 +23,7 @@ LEAST = {
     "versions changed": 250,
     "owners died": 1_000,
     "owners replaced": 200,
+    "standbys that took lanes": 30,
     "zombies": 60,
     "refused requests": 50,
     "fenced by the next holder": 80,
@@ -57,6 +58,7 @@ def covered(history: History) -> Counter[str]:
             count["owners died"] += ".owner-" in what[0]
         elif kind == "journal":
             count["owners replaced"] += "its lanes get another owner" in what[1]
+            count["standbys that took lanes"] += "which stood by" in what[1]
         elif kind == "lives on":
             count["zombies"] += 1
         elif kind == "refused":

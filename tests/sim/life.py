@@ -51,6 +51,7 @@ class Setup:
     relaned: tuple[float, int] | None  # when it is deployed anew, and with how many lanes
     # Where versions change or retention takes records, what a store confirmed must be there.
     honest_store: bool
+    standby: bool  # whether a warm successor stands by for each owner
     spec: DetectorSpec
 
 
@@ -94,7 +95,8 @@ def setup(seed: int) -> Setup:
         seed, partitions, lanes, 1 + chance.below(lanes), 1 + chance.below(2),
         45 + chance.below(25), 2 + chance.below(2), quiet_s, quiet_s + 1.0,
         (0.5, 1.0, 2.0, 3.0)[chance.below(4)], exactly_once, tuple(rollouts),
-        relaned, bool(rollouts or relaned) or chance.below(2) == 0, spec,
+        relaned, bool(rollouts or relaned) or chance.below(2) == 0,
+        Chance(seed, "standby").below(4) == 0, spec,
     )  # fmt: skip
 
 
@@ -327,7 +329,7 @@ class Life:
         fencing.declare(self.world.store.blobs, spec)
         self.control = Control(
             self.world, Detection(spec, self.lanes, VERSIONS[0]), owners=made.owners,
-            scorers=made.scorers, versions=VERSIONS,
+            scorers=made.scorers, versions=VERSIONS, standby=made.standby,
         )  # fmt: skip
 
     def _deploy_anew(self) -> None:

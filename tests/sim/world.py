@@ -125,19 +125,22 @@ class World:
             return
         self.hub.kill(process)
 
-    def owner(self, name: str, spec: DetectorSpec, lanes: Mapping[int, tuple[Any, ...]]) -> None:
+    def owner(
+        self, name: str, spec: DetectorSpec, lanes: Mapping[int, tuple[Any, ...]], *, parked: bool
+    ) -> None:
         """Start an owner's actor."""
 
         def begin(actor: Actor) -> None:
             process = actor.process
             assert process is not None
-            self.hub.spawn(process, self._own, actor, process, spec, lanes)
+            self.hub.spawn(process, self._own, actor, process, spec, lanes, parked)
 
         self.start(Actor(name, begin, restarts=True), 0.2 + 0.6 * self.plan.jitter(f"{name}/start"))
 
     def _own(
-        self, actor: Actor, process: Process, spec: DetectorSpec, lanes: Mapping[int, Any]
-    ) -> None:
+        self, actor: Actor, process: Process, spec: DetectorSpec, lanes: Mapping[int, Any],
+        parked: bool,
+    ) -> None:  # fmt: skip
         """The constructor of `OwnerActor`."""
 
         def die(error: BaseException) -> None:
@@ -151,9 +154,10 @@ class World:
             store=self.store.of(process), clock=self.clock,
             members=self.parts.members(self.clock),
             epoch=process.name.replace("#", "-"), score_timeout_s=SCORE_TIMEOUT_S, die=die,
+            parked=parked,
         )  # fmt: skip
         self.hub.sleep(0.05)
-        pool = self.pool()
+        pool = None if parked else self.pool()
         if pool is not None and actor.owner is not None:
             self._enlist(actor, process, *pool)
 
@@ -161,8 +165,10 @@ class World:
         """As a restarted owner asks for it; `control.py` says."""
         return None
 
-    def enlist(self, name: str, roster: Roster, scorers: Mapping[str, str]) -> None:
-        """Tell an owner of its pool; it may hear late, or not."""
+    def enlist(
+        self, name: str, roster: Roster, scorers: Mapping[str, str], *, begin: bool = False
+    ) -> None:
+        """Tell an owner of its pool, and to take its lanes; it may hear late, or not."""
         actor = self.actors.get(name)
         fault = self.plan.draw(f"{name}/enlist", "enlist")
         if actor is None or actor.process is None or (fault and fault.kind == "request lost"):
@@ -175,6 +181,8 @@ class World:
         def hear() -> None:
             if actor.owner is not None and actor.process is process:
                 self._enlist(actor, process, roster, scorers)
+                if begin:
+                    actor.owner.begin()
 
         self.hub.at(delay, lambda: self.hub.spawn(process, hear))
 
@@ -226,10 +234,11 @@ class SimCrew:
         return sorted(name for name in self.posts if name.startswith(prefix))
 
     def start_owner(
-        self, name: str, *, spec: DetectorSpec, lanes: Mapping[int, tuple[Partition, ...]], **_: Any
-    ) -> None:
+        self, name: str, *, spec: DetectorSpec, lanes: Mapping[int, tuple[Partition, ...]],
+        parked: bool, **_: Any,
+    ) -> None:  # fmt: skip
         """Create an owner."""
-        self._world.owner(name, spec, lanes)
+        self._world.owner(name, spec, lanes, parked=parked)
         self._add(name)
 
     def start_scorer(self, name: str, *, blob: bytes, **_: Any) -> None:
@@ -251,7 +260,10 @@ class SimCrew:
             process = actor.process
             if post.ref is not None and post.ref is not process:
                 post.ref = post.asked = post.report = None  # it died meanwhile
-            if process is None or post.ref is not None or not (actor.owner or actor.scorer):
+            if process is None:
+                post.report = None  # Ray starts it again
+                continue
+            if post.ref is not None or not (actor.owner or actor.scorer):
                 continue
             post.ref, post.asked = process, world.hub.seconds()
             self._send(post, actor, process)
@@ -290,6 +302,10 @@ class SimCrew:
         """Tell an owner of its pool."""
         self._world.enlist(name, roster, scorers)
 
+    def begin(self, name: str, roster: Roster, scorers: Mapping[str, str]) -> None:
+        """Let an owner that stands by take its lanes."""
+        self._world.enlist(name, roster, scorers, begin=True)
+
     def pool(self, roster: Roster, scorers: Mapping[str, str]) -> Any:
         """What a restarted owner is told."""
         return roster, dict(scorers)
@@ -305,12 +321,22 @@ class Control:
 
     def __init__(
         self, world: World, detection: Detection, *, owners: int, scorers: int,
-        versions: tuple[str, ...],
+        versions: tuple[str, ...], standby: bool,
     ) -> None:  # fmt: skip
         self.world, self.detection, self.wanted, self.versions = world, detection, scorers, versions
         pool = SimpleNamespace(device="cpu", cpus=1.0)
         self.deployment = Deployment(
-            "sim", NOTHING, (detection,), "", owners, 1.0, pool, "", 0, None
+            "sim",
+            NOTHING,
+            (detection,),
+            "",
+            owners,
+            1.0,
+            pool,
+            "",
+            0,
+            None,
+            standby=standby,
         )  # pyright: ignore[reportArgumentType]
         self.noted: dict[str, Any] = {}  # what the audit topic remembers of it
         self.keeper: Keeper | None = None
