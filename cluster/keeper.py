@@ -394,7 +394,7 @@ class Keeper:
         """End scorers that no owner can send to any more and that have nothing left to answer."""
         now = self._clock.monotonic()
         reports = self.reports()
-        told = bool(reports) and all(r.roster >= self._roster.number for r in reports.values())
+        told = bool(reports) and all(r.roster == self._roster.number for r in reports.values())
         told = told and len(reports) == len(self.seats)
         for name, scorer in list(self.scorers.items()):
             if scorer.draining is None or name in self._rostered:
@@ -417,12 +417,20 @@ class Keeper:
         known = frozenset(v for v in self.blobs if self.failed.get(v, (0, ""))[0] < FAILED_MAX)
         roster = Roster(self._roster.number, models, dict(self.lanes), known)
         told = (self._rostered, self._roster.lanes, self._roster.known)
-        if (serving, roster.lanes, known) != told:
-            number = max(self._roster.number + 1, self._clock.now_ms())
+        highest = self._highest()
+        if (serving, roster.lanes, known) != told or highest > self._roster.number:
+            number = max(self._roster.number, highest) + 1
             self._roster, self._rostered = replace(roster, number=number), serving
         for name, report in self.reports().items():
             if report.roster < self._roster.number:
                 self._crew.enlist(name, self._roster, self._rostered)
+
+    def _highest(self) -> int:
+        """The newest roster that an owner has; of a supervisor before this one it may be.
+
+        Not a time: the wall clock may be set back, and owners ignore what looks older.
+        """
+        return max((report.roster for report in self.reports().values()), default=0)
 
     def pool(self) -> Pool | None:
         """The pool as a restarted owner asks for it; None while it is not known yet."""

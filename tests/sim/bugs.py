@@ -330,6 +330,10 @@ def takes_another_version_than_commits_note() -> list[Any3]:
     return [(Owner, "_model", hasty)]
 
 
+def numbers_rosters_by_the_time_of_day() -> list[Any3]:
+    return [(Keeper, "_highest", lambda self: self._clock.now_ms() - 1)]
+
+
 BUGS = (
     Bug("commits what was read, not what is done", commits_what_was_read, 50),
     Bug("reads the commit before it fences", reads_the_commit_before_it_fences, 200),
@@ -375,4 +379,5 @@ BUGS = (
         2_390,
     ),
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
+    Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000),
 )

@@ -52,6 +52,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.now_ns = 0
+        self.wall_ms = START_MS  # the time of day when the world began, by a clock that is set
         self.steps = 0
         self.current: Task | None = None
         self._heap: list[tuple[int, int, Any, int]] = []
@@ -196,7 +197,7 @@ class SimClock:
 
     def now_ms(self) -> int:
         """Unix milliseconds."""
-        return START_MS + self._hub.now_ns // 1_000_000
+        return self._hub.wall_ms + self._hub.now_ns // 1_000_000
 
     def monotonic(self) -> float:
         """Seconds."""

@@ -29,6 +29,7 @@ from sim.world import Actor, Control, Parts, World, put_in_place
 LIMIT_S = 400.0  # Virtual seconds after which a life that has not drained is a violation.
 LOOK_S = 0.25  # Between two looks whether everything is drained.
 AFTER_S = 1.5  # A life goes on for so long after the last frozen process thawed.
+HOUR_MS = 3_600_000
 STEPS_MAX = 400_000  # A life that goes round in circles without time passing ends here.
 
 
@@ -212,6 +213,10 @@ class Weather:
             when = max(0.5, made.relaned[0] - 2.0 * chance.share())
             kind = ("owner frozen", "owner unheard", "owner late", "owner late")[chance.below(4)]
             self._plan(Fault(Key("world", count), kind, 0.3 + 0.7 * chance.share(), when), which=0)
+        clock = Chance(made.seed, "clock")
+        for number in range((0, 0, 1, 2)[clock.below(4)]):
+            when = made.quiet_s * clock.share()
+            self._plan(Fault(Key("clock", number), "clock set", clock.share(), when), which=0)
 
     def _plan(self, fault: Fault, which: int) -> None:
         only = self._life.plan.only
@@ -224,13 +229,10 @@ class Weather:
         if kind == "supervisor killed":
             if control.process is not None:
                 world.hub.kill(control.process)
-        elif kind == "leader moves":
-            away(world.broker, AWAY_S * fault.size)
-            for part in world.broker.topics["in"]:
-                part.away_until = world.hub.now_ns + round(1e9 * AWAY_S * fault.size)
-        elif kind == "coordinator moves":
-            for lane in sorted(world.broker.holders):
-                away(world.broker, AWAY_S * fault.size, lane=lane)
+        elif kind == "clock set":
+            world.hub.wall_ms = START_MS + round((2.0 * fault.size - 1.0) * HOUR_MS)
+        elif kind.endswith("moves"):
+            self._move(kind, AWAY_S * fault.size)
         elif kind == "retention":
             self._life.retain()
         elif kind == "all scorers killed":
@@ -241,6 +243,16 @@ class Weather:
             found = self._actors(".scorer-" if "scorer" in kind else ".owner-")
             if found:
                 self._one(kind, fault.size, found[which % len(found)])
+
+    def _move(self, kind: str, away_s: float) -> None:
+        broker, hub = self._life.world.broker, self._life.world.hub
+        if kind == "leader moves":
+            away(broker, away_s)
+            for part in broker.topics["in"]:
+                part.away_until = hub.now_ns + round(1e9 * away_s)
+        else:
+            for lane in sorted(broker.holders):
+                away(broker, away_s, lane=lane)
 
     def _actors(self, part: str) -> list[Actor]:
         actors = self._life.world.actors
