@@ -87,6 +87,10 @@ class Service:
         """Newest reports of the owners or scorers."""
         return [p["report"] for n, p in self.posts().items() if f".{kind}-" in n]
 
+    def standing_by(self) -> list[str]:
+        """Owners that hold no lanes and are warm."""
+        return [r.name for r in self.reports("owner") if r is not None and r.parked]
+
     def signal(self, pid: int, what: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of our processes."""
         os.kill(pid, what)

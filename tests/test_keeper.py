@@ -121,12 +121,12 @@ def test_who_stands_by_takes_the_lanes_of_an_owner_that_died_and_of_no_other(
         service, log = there.service, there.log
         log.write(there.parts[0])
         service.drained()
-        until(lambda: len(_parked(service)) == 2, 60.0)
+        until(lambda: len(service.standing_by()) == 2, 60.0)
         opened = service.opened()
 
         # A supervisor that comes again knows who holds lanes and who stands by.
         service.signal(service.call("pid"))
-        until(lambda: len(service.posts()) >= 6 and len(_parked(service)) == 2, 60.0)
+        until(lambda: len(service.posts()) >= 6 and len(service.standing_by()) == 2, 60.0)
         log.write(there.parts[1])
         service.drained()
         assert service.opened() == opened
@@ -136,7 +136,7 @@ def test_who_stands_by_takes_the_lanes_of_an_owner_that_died_and_of_no_other(
         service.drained()
         # Reports are older than what was drained; and the next one stands by.
         holders = {f"{name}.owner-0.g2", f"{name}.owner-1.g1"}
-        until(lambda: _holders(service) == holders and len(_parked(service)) == 2, 60.0)
+        until(lambda: _holders(service) == holders and len(service.standing_by()) == 2, 60.0)
         journal, said = service.journal(), there.said()
     words = f"its lanes go to {name}.owner-0.g2, which stood by"
     assert any(sentence.endswith(words) for sentence in journal), journal
@@ -145,10 +145,6 @@ def test_who_stands_by_takes_the_lanes_of_an_owner_that_died_and_of_no_other(
 
 def _holders(service: Service) -> set[str]:
     return {r.name for r in service.reports("owner") if r is not None and not r.parked}
-
-
-def _parked(service: Service) -> list[str]:
-    return [r.name for r in service.reports("owner") if r is not None and r.parked]
 
 
 def _same(alert: dict[str, object]) -> str:

@@ -153,6 +153,8 @@ class Doer:
     # ---- processes ---------------------------------------------------------------------------
 
     def owner_kill(self, fault: Fault) -> Story:
+        if self.rig.standby:
+            until(lambda: len(self.rig.service.standing_by()) == 2, 60.0, "who stands by")
         name, pid, lanes = fault.chosen(self.rig.alive("owner"))
         return self._follow(fault, name, lanes, lambda: os.kill(pid, signal.SIGKILL))
 

@@ -385,14 +385,15 @@ class Rig:
         return {f"lane {n}": [p.number for p in partitions] for n, partitions in lanes.items()}
 
     def alive(self, kind: str) -> list[tuple[str, int, list[str]]]:
-        """Owners or scorers whose process is there: name, pid, lanes."""
+        """Scorers, or owners that hold lanes, whose process is there: name, pid, lanes."""
         found: list[tuple[str, int, list[str]]] = []
 
         def look() -> bool:
             posts = runtime.call(runtime.supervisor(), "posts", timeout_s=10.0)
             found.clear()
             for name, post in sorted(posts.items()):
-                if f".{kind}-" in name and running(post["pid"]):
+                parked = getattr(post["report"], "parked", False)
+                if f".{kind}-" in name and not parked and running(post["pid"]):
                     mine = getattr(post["report"], "lanes", ())
                     found.append((name, post["pid"], [f"lane {x.lane}" for x in mine]))
             return bool(found)
