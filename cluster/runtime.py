@@ -48,7 +48,7 @@ def start_local(cpus: int) -> None:
     _quiet()
     _on_loopback(alone=True)
     # Ray's 15 would let whatever else runs here go first: an alert is not batch work.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  this is its name
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, namespace=actors.NAMESPACE,
