@@ -39,9 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTITIONS, KEYS = 12, 1_000
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 DRAIN_S = 300.0
-COLD_S = (
-    5  # Not counted: this broker was started seconds ago, and takes over a core to compile itself.
-)
+COLD_S = 5  # Not counted: a broker that was just started takes over a core to compile itself.
 START_MS = 1_700_000_000_000
 
 

@@ -326,18 +326,9 @@ class Control:
         self.world, self.detection, self.wanted, self.versions = world, detection, scorers, versions
         pool = SimpleNamespace(device="cpu", cpus=1.0)
         self.deployment = Deployment(
-            "sim",
-            NOTHING,
-            (detection,),
-            "",
-            owners,
-            1.0,
-            pool,
-            "",
-            0,
-            None,
-            standby=standby,
-        )  # pyright: ignore[reportArgumentType]
+            "sim", NOTHING, (detection,), "", owners, 1.0, pool,  # pyright: ignore[reportArgumentType]
+            NOTHING, standby=standby,
+        )  # fmt: skip
         self.noted: dict[str, Any] = {}  # what the audit topic remembers of it
         self.keeper: Keeper | None = None
         self.crew: SimCrew | None = None
