@@ -174,6 +174,23 @@ def test_a_sentence_that_nobody_said_is_noticed() -> None:
     assert untold(story("clock-jump"), []) == []  # nothing has to be said of it
 
 
+def test_a_sentence_may_be_lost_only_where_its_sayer_died_before_brokers_took_it() -> None:
+    away = story("broker-leader", at_s=99.0, undone_s=101.0, spoke={})
+    died = story("supervisor-kill", at_s=104.0, undone_s=104.0)
+    assert untold(story(), [], [away, died]) == []
+    unheard = [
+        [away],  # it lived to say it
+        [died],  # brokers took it at once
+        [away, story("supervisor-kill", at_s=99.5)],  # the next one saw it
+        [away, story("supervisor-kill", at_s=130.0)],  # there was time enough
+        [story("broker-leader", at_s=110.0, undone_s=112.0), died],  # they went away later
+        [story("broker-leader", at_s=90.0, undone_s=95.0, spoke={}), died],  # they were back
+    ]
+    for others in unheard:
+        hurt_nobody = [dataclasses.replace(each, spoke={}) for each in others]
+        assert untold(story(), [], hurt_nobody) != [], others
+
+
 def test_status_may_not_say_healthy_while_lanes_are_silent() -> None:
     silent = story(spoke={"lane 0": 101.0, "lane 1": 118.0})
     fine = [Look(100.0 + LATE_S + 1.0, "degraded"), Look(118.5, "healthy")]

@@ -6,7 +6,8 @@ hurt first said something about records that were written after it, what the jou
 
     back      every lane that was hurt speaks again within `back_s` of its kind, counted from the
               fault, or from its undoing where lanes can only wait for that
-    told      the journal holds a sentence of the kind that belongs to the fault
+    told      the journal holds a sentence of the kind that belongs to the fault; but for one that
+              brokers had not taken when whoever was to say it, the supervisor, was killed
     honest    while lanes were silent for longer than LATE_S, `status` never said `healthy`
 
 Seconds are of one clock that never goes back. Pure: no clock, no log, no Ray.
@@ -75,7 +76,7 @@ def breaches(
     `others`: what else was done in the same run. While another fault lasts, lanes may be silent for
     its sake: that time is not counted against this one.
     """
-    return [*late(story, others), *untold(story, heard), *dishonest(story, looks)]
+    return [*late(story, others), *untold(story, heard, others), *dishonest(story, looks)]
 
 
 def late(story: Story, others: Sequence[Story] = ()) -> list[str]:
@@ -91,15 +92,27 @@ def late(story: Story, others: Sequence[Story] = ()) -> list[str]:
     return []
 
 
-def untold(story: Story, heard: Iterable[Heard]) -> list[str]:
+def untold(story: Story, heard: Iterable[Heard], others: Sequence[Story] = ()) -> list[str]:
     """The sentence that nobody said."""
     pattern = story.fault.kind.says
-    if not pattern:
+    if not pattern or _silenced(story, others):
         return []
-    until_s = max(story.undone_s, story.at_s + (story.back_s or 0.0)) + TELL_S
+    until_s = _end_s(story) + TELL_S
     if any(story.at_s <= h.at_s <= until_s and re.search(pattern, h.words) for h in heard):
         return []
     return [f"{_name(story)}: the journal never said `{pattern}`"]
+
+
+def _silenced(story: Story, others: Sequence[Story]) -> bool:
+    """Whether the supervisor died while brokers may not have taken what it had to say of this."""
+    deaths = [s.at_s for s in others if s.fault.name == "supervisor-kill" and s.at_s >= story.at_s]
+    away = [s for s in others if s.fault.name.startswith("broker")]
+    return any(
+        each.at_s <= death_s and _end_s(each) >= story.at_s
+        for death_s in deaths
+        if death_s <= _end_s(story) + TELL_S
+        for each in away
+    )
 
 
 def dishonest(story: Story, looks: Iterable[Look]) -> list[str]:
@@ -135,7 +148,7 @@ def _end_s(story: Story) -> float:
 
 def meanwhile(story: Story, heard: Sequence[Heard], looks: Sequence[Look]) -> dict[str, list[str]]:
     """What was said from the fault until the lanes were back, for people: each thing once."""
-    until_s = max(story.undone_s, story.at_s + (story.back_s or 0.0)) + TELL_S
+    until_s = _end_s(story) + TELL_S
     said = [h.words for h in heard if story.at_s <= h.at_s <= until_s]
     end_s = story.at_s + max(story.back_s or 0.0, 1.0)
     states = [f"{x.state}: {x.words}" for x in looks if story.at_s <= x.at_s <= end_s]

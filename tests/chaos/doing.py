@@ -141,7 +141,7 @@ class Doer:
         end = time.monotonic() + TELL_S
         pattern = fault.kind.says
         while pattern and time.monotonic() < end:
-            heard = [h for h in rig.watcher.heard[-200:] if h.at_s >= at_s]
+            heard = [h for h in rig.watcher.heard()[-200:] if h.at_s >= at_s]
             if any(re.search(pattern, h.words) for h in heard):
                 break
             time.sleep(0.1)
@@ -302,7 +302,7 @@ class Doer:
         pattern = fault.kind.says
 
         def told() -> bool:
-            return any(h.at_s >= at_s and re.search(pattern, h.words) for h in rig.watcher.heard)
+            return any(h.at_s >= at_s and re.search(pattern, h.words) for h in rig.watcher.heard())
 
         until(told, 60.0, "the journal speaks of partitions that nobody reads")
         self._again(stop=False)

@@ -1,8 +1,9 @@
 """Everything a chaos run breaks: three brokers, a service, a feed, a store on a disk of its own, a
 clock that can jump; and the witnesses that nobody breaks.
 
-Witnesses are plain clients of their own: `Watcher` reads alerts and the audit topic read_committed
-and notes when each came, `Asker` asks `status` twice a second, as an operator would.
+Witnesses are plain clients of their own: `Watcher` is a process that reads alerts and the audit
+topic read_committed and notes when each came, `Asker` asks `status` twice a second, as an operator
+would.
 """
 
 import importlib.util
@@ -152,63 +153,54 @@ class WallClock:
         return float(said) - time.time()
 
 
-class Watcher:
-    """Tails alerts and audit, and notes when each record came. Brokers may come and go."""
+class Helper:
+    """A script beside this file in a process of its own: words over its stdin, a line of JSON back.
+
+    What is noted there is safe from whatever happens to the process that breaks things.
+    """
+
+    def __init__(self, script: str, *words: object) -> None:
+        self._name = script
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), *map(str, words)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._lock = threading.Lock()
+
+    def ask(self, words: str) -> dict[str, Any]:
+        """Its answer."""
+        with self._lock:
+            assert self._process.stdin
+            assert self._process.stdout
+            self._process.stdin.write(f"{words}\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline() or '{"error": "it ended"}')
+        assert "error" not in answer, f"{self._name}: {answer['error']}"
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+class Watcher(Helper):
+    """watch.py: when each alert and each sentence of the journal came."""
 
     def __init__(self, bootstrap: str, alerts: str, audit: str) -> None:
-        self._consumer: Any = ck.Consumer(
-            {
-                "bootstrap.servers": bootstrap, "group.id": "chaos.watcher",
-                "isolation.level": "read_committed", "enable.auto.commit": False,
-                "auto.offset.reset": "earliest", "fetch.wait.max.ms": 20,
-                "fetch.queue.backoff.ms": 10, "reconnect.backoff.max.ms": 250, "log_level": 0,
-                "topic.metadata.refresh.interval.ms": 2_000,
-            }
-        )  # fmt: skip
-        self._alerts = alerts
-        self._consumer.assign(
-            [ck.TopicPartition(topic, 0, ck.OFFSET_BEGINNING) for topic in (alerts, audit)]
-        )
-        self.stamps: list[tuple[float, int, int]] = []  # when, partition, offset of the record
-        self.heard: list[Heard] = []
-        self.audited: list[dict[str, Any]] = []
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            for message in self._consumer.consume(500, 0.05):
-                if message.error() is not None:
-                    continue
-                now, body = time.monotonic(), json.loads(message.value())
-                if message.topic() == self._alerts:
-                    place = body["lineage"]
-                    self.stamps.append((now, place["partition"], place["offset"]))
-                elif body.get("schema") == "raywatch.journal/1":
-                    self.heard.append(Heard(now, body["words"]))
-                else:
-                    self.audited.append(body)
+        super().__init__("watch.py", bootstrap, alerts, audit)
+        self._heard: list[Heard] = []
+        self._hearing = threading.Lock()
 
     def first(self, partitions: Sequence[int], since_s: float, sent: Sequence[int]) -> float | None:
         """When the first alert came about a record of these that was written after `sent`."""
-        for at_s, partition, offset in self._since(since_s):
-            if partition in partitions and offset >= sent[partition]:
-                return at_s
-        return None
+        question = {"partitions": list(partitions), "sent": list(sent), "since_s": since_s}
+        return self.ask(f"first {json.dumps(question)}")["at_s"]
 
-    def _since(self, since_s: float) -> list[tuple[float, int, int]]:
-        stamps = self.stamps
-        low, high = 0, len(stamps)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if stamps[middle][0] < since_s else (low, middle)
-        return stamps[low:]
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join(20.0)
-        self._consumer.close()
+    def heard(self) -> list[Heard]:
+        """All that the journal said so far."""
+        with self._hearing:
+            self._heard += [Heard(*each) for each in self.ask(f"heard {len(self._heard)}")["heard"]]
+            return list(self._heard)
 
 
 class Asker:
@@ -272,31 +264,15 @@ class Asker:
             thread.join(30.0)
 
 
-class FeedProcess:
-    """feed.py, spoken to over its stdin."""
+class FeedProcess(Helper):
+    """feed.py: it writes records and notes them."""
 
     def __init__(self, bootstrap: str, topic: str, file: Path, rate: float, seed: int) -> None:
-        words = [bootstrap, topic, str(file), str(PARTITIONS), str(rate), str(seed)]
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "feed.py"), *words],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._lock = threading.Lock()
+        super().__init__("feed.py", bootstrap, topic, file, PARTITIONS, rate, seed)
 
     def say(self, words: str) -> list[int]:
         """Records of each partition that were written so far."""
-        with self._lock:
-            assert self._process.stdin
-            assert self._process.stdout
-            self._process.stdin.write(f"{words}\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline() or '{"error": "the feed ended"}')
-        assert "sent" in answer, answer
-        return answer["sent"]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
+        return self.ask(words)["sent"]
 
 
 class Rig:
@@ -403,7 +379,7 @@ class Rig:
 
     def tell(self) -> None:
         """What everybody says, to stderr: for who has to find out why lanes stay silent."""
-        for heard in self.watcher.heard[-15:]:
+        for heard in self.watcher.heard()[-15:]:
             print(f"  journal {heard.at_s:.1f}: {heard.words}", file=sys.stderr)
         for look in self.asker.looks[-3:]:
             print(f"  status {look.at_s:.1f}: {look.state}: {look.words}", file=sys.stderr)

@@ -243,7 +243,7 @@ def chaos(rig: Rig, asked: argparse.Namespace) -> dict[str, Any]:
     per_s = (sum(rig.feed.say("mark")) - sum(mark)) / took_s
     stories = sorted((s for row in rows for s in row.stories), key=lambda s: s.at_s)
     found = end(rig)
-    heard, looks = rig.watcher.heard, rig.asker.looks
+    heard, looks = rig.watcher.heard(), rig.asker.looks
     wrong = [row.error for row in rows if row.error] + list(found["wrong"])
     wrong += [w for s in stories for w in breaches(s, heard, looks, stories)]
     if len(stories) < asked.faults:
