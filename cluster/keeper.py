@@ -274,8 +274,9 @@ class Keeper:
                 words = f"owner {name} is gone ({why}); its lanes {to}"
                 self._say("fault", words, "owner lost")
                 self.deaths += 1
-                # The old process may live on: its lanes are fenced by the new one's first act,
-                # so it is ended only when the new one works.
+                # The old process may live on, and go on should it only have been slow: it is ended
+                # when the new one is up, which fences its lanes. Later, it or what Ray made of it
+                # would take them back.
                 self.leaving[name] = now
                 if ready:
                     self.seats[seat] = self.standbys.pop(seat)
@@ -289,7 +290,8 @@ class Keeper:
         for name in list(self.leaving):
             if self._keeps_seat(name, now):
                 continue
-            if _works(self.reports().get(self._successor(name))) or name not in self._crew.posts:
+            heir = self.reports().get(self._successor(name))
+            if name not in self._crew.posts or (heir is not None and not heir.parked):
                 self._crew.end(name)
                 del self.leaving[name]
                 self._fenced.pop(name, None)

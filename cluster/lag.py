@@ -256,11 +256,28 @@ def verdict(
     still = None if window.waiting_t is None else _still(window, now, settings, owned)
     if still is not None:
         return still
-    lag, seconds = lag_now(window), lag_at_least_s(window, now, settings)
+    lag, exact = lag_now(window), lag_s(window, now, settings)
+    about = "" if exact is not None else "about "
+    seconds = _about_s(window, now, settings) if exact is None else exact
+    if seconds is None:
+        return Verdict("unknown", f"{lag:,} records wait, and nobody knows yet for how long")
     if seconds > settings.slow_s:
-        least = "" if lag_s(window, now, settings) is not None else "at least "
-        return Verdict("slow", f"{least}{say_s(seconds)} behind, {lag:,} records wait")
+        return Verdict("slow", f"{about}{say_s(seconds)} behind, {lag:,} records wait")
     return Verdict("ok", f"ok, {lag:,} records on their way" if lag > MARKER_RECORDS else "ok")
+
+
+def _about_s(window: LagWindow, now: float, settings: LagSettings) -> float | None:
+    """Seconds that records wait which came before the first reading; None before there is a rate.
+
+    Whoever has watched for a second must not say that all is well because he saw nobody wait.
+    """
+    if lag_now(window) <= MARKER_RECORDS:
+        return 0.0
+    arrivals = rates(window).arrivals_per_s
+    if arrivals is None:
+        return None
+    least = lag_at_least_s(window, now, settings)
+    return max(least, lag_now(window) / arrivals) if arrivals > 0.0 else least
 
 
 def _unread(window: LagWindow, now: float) -> Verdict:

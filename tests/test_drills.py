@@ -121,9 +121,17 @@ def holder(epoch: str, committed: int, state: str = "running") -> law.Holder:
 def test_an_old_holder_may_stand_there_but_may_not_go_on() -> None:
     stands = [[holder("a", 5)], [holder("a", 5), holder("b", 5)], [holder("a", 5), holder("b", 9)]]
     assert law.shared(stands) == []
-    goes_on = [*stands, [holder("a", 6), holder("b", 9)]]
+    goes_on = [*stands, [holder("a", 6), holder("b", 9)], [holder("a", 7), holder("b", 9)]]
     assert law.shared(goes_on) == ["lane 0: a went on after b had taken it"]
     assert law.shared([*stands, [holder("a", 6, "fenced")]]) == []  # it only counts what it had
+
+
+def test_who_opens_has_taken_nothing_and_an_old_holder_may_tell_late_of_what_it_did() -> None:
+    opens = [[holder("a", 5)], [holder("a", 5), holder("b", 0, "opening")], [holder("a", 9)]]
+    assert law.shared(opens) == []
+    late = [[holder("a", 5)], [holder("b", 8)], [holder("a", 8), holder("b", 10)]]
+    assert law.shared(late) == []  # `a` was frozen, and 8 is what it had committed before
+    assert law.shared([*late, [holder("a", 9)]]) == ["lane 0: a went on after b had taken it"]
 
 
 def test_a_gap_and_a_second_beginning_are_noticed() -> None:
@@ -174,13 +182,16 @@ def test_a_sentence_that_nobody_said_is_noticed() -> None:
     assert untold(story("clock-jump"), []) == []  # nothing has to be said of it
 
 
-def test_a_sentence_may_be_lost_only_where_its_sayer_died_before_brokers_took_it() -> None:
+def test_a_sentence_may_be_lost_only_where_its_sayer_died_first() -> None:
+    assert untold(story(), [], [story("supervisor-kill", at_s=102.0)]) == []  # before it saw it
+    itself = story("supervisor-kill")
+    assert untold(itself, [], [itself]) != []
     away = story("broker-leader", at_s=99.0, undone_s=101.0, spoke={})
     died = story("supervisor-kill", at_s=104.0, undone_s=104.0)
     assert untold(story(), [], [away, died]) == []
     unheard = [
         [away],  # it lived to say it
-        [died],  # brokers took it at once
+        [died],  # it saw it, and brokers took it at once
         [away, story("supervisor-kill", at_s=99.5)],  # the next one saw it
         [away, story("supervisor-kill", at_s=130.0)],  # there was time enough
         [story("broker-leader", at_s=110.0, undone_s=112.0), died],  # they went away later

@@ -67,12 +67,23 @@ def test_lag_in_seconds_grows_while_nothing_arrives() -> None:
     assert lag_s(seen, 50.0) == pytest.approx(40.0)  # offset 1000 arrived after second 10
 
 
-def test_lag_from_before_the_first_reading_is_unknown_but_bounded_below() -> None:
+def test_lag_from_before_the_first_reading_is_bounded_below_and_judged_by_the_rate() -> None:
     seen = window(30, lambda t: 10 * t, lambda t: 5_000 + 10 * t)
     assert lag_s(seen, 30.0) is None
     assert lag_at_least_s(seen, 30.0) == pytest.approx(30.0)
     assert verdict(seen, 30.0).state == "slow"
-    assert "at least 30 s" in verdict(seen, 30.0).words
+    assert "about 8 min behind" in verdict(seen, 30.0).words  # 5,000 records at 10 a second
+    nothing_comes = window(30, lambda t: 10 * t, lambda _: 5_000)
+    assert "about 30 s behind" in verdict(nothing_comes, 30.0).words
+    # A supervisor that has just begun says neither that all is well nor that it is not.
+    at_once = window(0, lambda _: 0, lambda _: 5_000)
+    assert verdict(at_once, 0.0).state == "unknown"
+    after_2s = window(2, lambda t: 10 * t, lambda t: 5_000 + 700 * t)
+    assert verdict(after_2s, 2.0).state == "ok", "at that rate they came within 10 s"
+    after_2s = window(2, lambda t: 10 * t, lambda t: 5_000 + 400 * t)
+    assert verdict(after_2s, 2.0).state == "slow"
+    a_marker = window(2, lambda _: 10, lambda _: 11)
+    assert verdict(a_marker, 2.0).state == "ok"
 
 
 def test_a_commit_ahead_of_the_end_that_was_read_before_it_is_no_negative_lag() -> None:

@@ -122,31 +122,23 @@ WORKING = ("running", "catching up")
 
 
 def shared(readings: Sequence[Sequence[Holder]]) -> list[str]:
-    """Lanes that an earlier holder committed to after a later one had begun to, oldest first.
+    """Lanes that an earlier holder took further than where a later one had begun, oldest first.
 
-    Two who both think that they hold a lane are no breach, for brokers fence one of them; that both
-    move its offsets is.
+    Two who both think that they hold a lane are no breach, for brokers fence one of them; nor is
+    what the first one is late to tell of. That both move its offsets is: who comes later begins at
+    the last commit that the one before it will ever make.
     """
-    found: list[str] = []
-    order: dict[int, list[str]] = {}
-    moved: dict[tuple[int, str], int] = {}
-    for reading in readings:
-        for holder in reading:
-            seen = order.setdefault(holder.lane, [])
-            before = moved.get((holder.lane, holder.epoch))
-            if holder.epoch not in seen:
-                seen.append(holder.epoch)
-            elif (
-                before is not None
-                and holder.committed > before
-                and holder.state in WORKING
-                and seen[-1] != holder.epoch
-            ):
-                found.append(
-                    f"lane {holder.lane}: {holder.epoch} went on after {seen[-1]} had taken it"
-                )
-            moved[holder.lane, holder.epoch] = holder.committed
-    return found
+    found: dict[tuple[int, str, str], str] = {}  # each pair once
+    begun: dict[int, dict[str, int]] = {}  # lane -> epoch -> where it was first seen at work
+    for holder in (each for reading in readings for each in reading if each.state in WORKING):
+        order = begun.setdefault(holder.lane, {})
+        order.setdefault(holder.epoch, holder.committed)
+        epochs = list(order)
+        for later in epochs[epochs.index(holder.epoch) + 1 :]:
+            if holder.committed > order[later]:
+                words = f"lane {holder.lane}: {holder.epoch} went on after {later} had taken it"
+                found[holder.lane, holder.epoch, later] = words
+    return list(found.values())
 
 
 def restarted(audited: Iterable[Fields]) -> list[str]:

@@ -6,8 +6,9 @@ hurt first said something about records that were written after it, what the jou
 
     back      every lane that was hurt speaks again within `back_s` of its kind, counted from the
               fault, or from its undoing where lanes can only wait for that
-    told      the journal holds a sentence of the kind that belongs to the fault; but for one that
-              brokers had not taken when whoever was to say it, the supervisor, was killed
+    told      the journal holds a sentence of the kind that belongs to the fault; unless the
+              supervisor, which was to say it, was killed before it saw the fault or before brokers
+              took the sentence
     honest    while lanes were silent for longer than LATE_S, `status` never said `healthy`
 
 Seconds are of one clock that never goes back. Pure: no clock, no log, no Ray.
@@ -22,6 +23,7 @@ from raywatch.cluster.drills.faults import Fault
 # A partition is `slow`, and a reading `unknown`, after 10 s; brokers that do not answer make a
 # reading take up to 10 s itself, and it may have begun just before.
 LATE_S = 15.0
+SEE_S = 3.0  # A supervisor sees a death so soon: two ticks, and Ray's second.
 TELL_S = 15.0  # A sentence may come so long after the lanes are back: brokers have to take it.
 
 
@@ -104,14 +106,15 @@ def untold(story: Story, heard: Iterable[Heard], others: Sequence[Story] = ()) -
 
 
 def _silenced(story: Story, others: Sequence[Story]) -> bool:
-    """Whether the supervisor died while brokers may not have taken what it had to say of this."""
-    deaths = [s.at_s for s in others if s.fault.name == "supervisor-kill" and s.at_s >= story.at_s]
+    """Whether the supervisor died before it saw this, or before brokers took what it had to say."""
+    deaths = [s.at_s for s in others if s.fault.name == "supervisor-kill" and s is not story]
     away = [s for s in others if s.fault.name.startswith("broker")]
+    end_s = _end_s(story) + TELL_S
     return any(
-        each.at_s <= death_s and _end_s(each) >= story.at_s
+        death_s - story.at_s <= SEE_S
+        or any(each.at_s <= death_s and _end_s(each) >= story.at_s for each in away)
         for death_s in deaths
-        if death_s <= _end_s(story) + TELL_S
-        for each in away
+        if story.at_s <= death_s <= end_s
     )
 
 
