@@ -35,6 +35,7 @@ class Roster:
     models: Mapping[str, ModelSpec]  # by version
     lanes: Mapping[int, str]  # version that each lane is to use
     known: frozenset[str] = frozenset()  # versions that get a scorer when a lane asks for one
+    author: str = ""  # which supervisor's: two may have given the same number
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class OwnerReport:
     pid: int
     epoch: str
     roster: int
+    roster_by: str  # its author
     lanes: tuple[LaneReport, ...]
     failures: dict[str, str]  # scorers that failed on it, and how
     loads: dict[str, int]  # batches in flight at each scorer; read after `roster`
@@ -178,6 +180,7 @@ class Owner:
             pid=os.getpid(),
             epoch=self.epoch,
             roster=self._roster.number,
+            roster_by=self._roster.author,
             lanes=tuple(_lane_report(lane) for lane in self.lanes.values()),
             failures=self._members.failures(),
             loads=self._members.loads(),

@@ -1,12 +1,13 @@
 """The only importer of ray among the actors: wraps plain classes, maps Ray's errors to ours.
 
-Owners are restarted by Ray for ever (their constructor arguments say all they need); scorers are
-not: their death is noticed in milliseconds that way, and the supervisor replaces them. All actors
-live in one namespace, are detached and found by name.
+Ray restarts neither owners nor scorers: so their death is heard of in milliseconds instead of a
+second or two, and the supervisor puts others in their place (docs/decisions/0004). All actors live
+in one namespace, are detached and found by name.
 """
 
 import gc
 import os
+import threading
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ HEAD = {"node:__internal_head__": 0.001}  # Ray gives 1.0 of it to the head, and
 APART = "SPREAD"  # A machine that is lost takes a part of the lanes and of the pool with it.
 INLINE_BYTES_MAX = 100_000  # Larger arguments go to the object store once, and are shared from it.
 BROKER_CALL_S = 30.0
+VIGIL_S = 3_600.0
 
 
 # ---- logs ----------------------------------------------------------------------------------
@@ -112,7 +114,16 @@ class RemoteBroker:
 # ---- scorers -------------------------------------------------------------------------------
 
 
-class ScorerActor:
+class Vigil:
+    """What an actor has so that its death is heard of at once."""
+
+    @ray.method(concurrency_group="vigil")
+    def vigil(self) -> None:
+        """Does nothing for an hour: a call that is under way fails when the process dies."""
+        threading.Event().wait(VIGIL_S)
+
+
+class ScorerActor(Vigil):
     """`ScorerHost` as an actor; its reports answer while a batch is scored."""
 
     def __init__(self, name: str, blob: bytes, device: str) -> None:
@@ -174,8 +185,8 @@ class Pool:
         return {name: RayMember(name, version, handle) for name, version, handle in self.scorers}
 
 
-class OwnerActor:
-    """`Owner` as an actor. Ray's restart calls the constructor again with the same arguments."""
+class OwnerActor(Vigil):
+    """`Owner` as an actor."""
 
     def __init__(
         self,
@@ -210,7 +221,7 @@ class OwnerActor:
         gc.set_threshold(200_000, 50, 100)
 
     def _ask(self, detector: str) -> None:
-        """A restarted owner need not wait for the next tick of the supervisor."""
+        """A new owner need not wait for the next tick of the supervisor."""
         try:
             pool: Pool | None = answer(find(SUPERVISOR).pool.remote(detector), 2.0)
         except (Unreachable, RayError, TimeoutError):
@@ -268,9 +279,9 @@ def start_owner(
     """Create an owner, or find the one that has this name; `parked`, it waits for `begin`."""
     actor = _remote(
         OwnerActor,
-        max_restarts=-1,
+        max_restarts=0,
         max_task_retries=0,
-        concurrency_groups={"control": 4},
+        concurrency_groups={"control": 4, "vigil": 1},
         num_cpus=cpus,
         scheduling_strategy=APART,
     )
@@ -285,7 +296,7 @@ def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: floa
         ScorerActor,
         max_restarts=0,
         max_task_retries=0,
-        concurrency_groups={"control": 2},
+        concurrency_groups={"control": 2, "vigil": 1},
         num_cpus=cpus,
         num_gpus=gpus,
         scheduling_strategy=APART,

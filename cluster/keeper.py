@@ -10,6 +10,7 @@ ended when every owner has the new roster and it has nothing left to answer.
 """
 
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -66,7 +67,6 @@ class Keeper:
         self._stood_by: dict[int, float] = {}  # seat -> when a standby was last started
         self._generations: dict[int, int] = {}  # seat -> highest one used
         self._fenced: dict[str, float] = {}  # holders that lost a lane, and since when
-        self._epochs: dict[str, str] = {}  # holders' processes
         self.target = detection.version
         self.lanes: dict[int, str] = dict.fromkeys(detection.lanes, detection.version)
         self.models: dict[str, ModelSpec] = {}
@@ -77,7 +77,7 @@ class Keeper:
         self._failed_at: dict[str, float] = {}
         self._awaited: set[str] = set()  # adopted, not heard of yet
         self._began = clock.monotonic()
-        self._roster = Roster(0, {}, {})
+        self._roster = Roster(0, {}, {}, author=uuid.uuid4().hex[:8])
         self._rostered: dict[str, str] = {}
         self._numbers = 0
         count = min(deployment.owners, len(detection.lanes))
@@ -263,27 +263,12 @@ class Keeper:
                 self._start_owner(seat)
                 continue
             post = self._crew.posts[name]
-            self._notice_restart(name)
-            why = post.gone or self._trouble(post, now)
             heir = self.standbys.get(seat, "")
-            if post.restarting and _parked(self._crew.posts, heir):
-                why = "its process died"
+            why = post.gone or self._trouble(post, now)
+            if post.unreachable and _parked(self._crew.posts, heir):
+                why = why or "it cannot be reached"
             if why:
-                ready = _parked(self._crew.posts, heir)
-                to = f"go to {heir}, which stood by" if ready else "get another owner"
-                words = f"owner {name} is gone ({why}); its lanes {to}"
-                self._say("fault", words, "owner lost")
-                self.deaths += 1
-                # The old process may live on, and go on should it only have been slow: it is ended
-                # when the new one is up, which fences its lanes. Later, it or what Ray made of it
-                # would take them back.
-                self.leaving[name] = now
-                if ready:
-                    self.seats[seat] = self.standbys.pop(seat)
-                    if post.restarting or post.gone:  # nor may Ray start it again
-                        self._crew.end(name)
-                else:
-                    self._start_owner(seat)
+                self._replace(seat, why, now)
             holder = self.seats[seat]
             if _parked(self._crew.posts, holder) and not self.adopting:
                 self._crew.begin(holder, self._roster, self._rostered)
@@ -295,12 +280,28 @@ class Keeper:
                 self._crew.end(name)
                 del self.leaving[name]
                 self._fenced.pop(name, None)
-                self._epochs.pop(name, None)
+
+    def _replace(self, seat: int, why: str, now: float) -> None:
+        """Give the lanes of a seat to who stands by, warm or not yet, or to a new owner."""
+        name, heir = self.seats[seat], self.standbys.pop(seat, "")
+        to = f"go to {heir}, which stood by" if heir else "get another owner"
+        self._say("fault", f"owner {name} is gone ({why}); its lanes {to}", "owner lost")
+        self.deaths += 1
+        if self._crew.posts[name].gone:
+            self._crew.end(name)
+        else:
+            # The old process may live on, and go on should it only have been slow: it is ended
+            # when the new one is up, which fences its lanes. Later, it might take them back.
+            self.leaving[name] = now
+        if heir:
+            self.seats[seat] = heir
+        else:
+            self._start_owner(seat)
 
     def _keeps_seat(self, name: str, now: float) -> bool:
         """Whether an owner that works again stays, as its successor has not started.
 
-        On a full cluster the one Ray restarted may have the only place left; the other waits.
+        On a full cluster it may have the only place there is, for which the other waits.
         """
         posts, since, heir = self._crew.posts, self.leaving[name], self._successor(name)
         if name not in posts or heir not in posts or posts[heir].heard is not None:
@@ -331,16 +332,6 @@ class Keeper:
         if now - self._fenced.setdefault(post.name, now) < FENCED_S:
             return ""
         return f"brokers no longer let it write for lanes {', '.join(lost)}"
-
-    def _notice_restart(self, name: str) -> None:
-        """Ray starts a dead owner again under its name: only the epoch tells."""
-        report = self.reports().get(name)
-        if report is None:
-            return
-        if self._epochs.setdefault(name, report.epoch) != report.epoch:
-            self._epochs[name] = report.epoch
-            self.deaths += 1
-            self._say("fault", f"owner {name} died and was started again", "owner lost")
 
     def _successor(self, name: str) -> str:
         return self.seats.get(self._seat(name), "")
@@ -396,8 +387,8 @@ class Keeper:
         """End scorers that no owner can send to any more and that have nothing left to answer."""
         now = self._clock.monotonic()
         reports = self.reports()
-        told = bool(reports) and all(r.roster == self._roster.number for r in reports.values())
-        told = told and len(reports) == len(self.seats)
+        told = all(self._has_roster(report) for report in reports.values())
+        told = told and 0 < len(reports) == len(self.seats)
         for name, scorer in list(self.scorers.items()):
             if scorer.draining is None or name in self._rostered:
                 continue
@@ -417,22 +408,27 @@ class Keeper:
         kept = {v for v in self.blobs if self.using(v)} | set(serving.values())
         models = {v: m for v, m in self.models.items() if v in kept}
         known = frozenset(v for v in self.blobs if self.failed.get(v, (0, ""))[0] < FAILED_MAX)
-        roster = Roster(self._roster.number, models, dict(self.lanes), known)
+        roster = replace(self._roster, models=models, lanes=dict(self.lanes), known=known)
         told = (self._rostered, self._roster.lanes, self._roster.known)
         highest = self._highest()
-        if (serving, roster.lanes, known) != told or highest > self._roster.number:
+        if (serving, roster.lanes, known) != told or highest >= self._roster.number:
             number = max(self._roster.number, highest) + 1
             self._roster, self._rostered = replace(roster, number=number), serving
         for name, report in self.reports().items():
-            if report.roster < self._roster.number:
+            if not self._has_roster(report):
                 self._crew.enlist(name, self._roster, self._rostered)
 
     def _highest(self) -> int:
-        """The newest roster that an owner has; of a supervisor before this one it may be.
+        """The newest roster that an owner has from a supervisor before this one; -1: none.
 
         Not a time: the wall clock may be set back, and owners ignore what looks older.
         """
-        return max((report.roster for report in self.reports().values()), default=0)
+        others = (r for r in self.reports().values() if r.roster_by != self._roster.author)
+        return max((report.roster for report in others), default=-1)
+
+    def _has_roster(self, report: OwnerReport) -> bool:
+        mine = self._roster
+        return (report.roster, report.roster_by) == (mine.number, mine.author)
 
     def pool(self) -> Pool | None:
         """The pool as a restarted owner asks for it; None while it is not known yet."""

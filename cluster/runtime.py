@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Mapping
 from concurrent import futures
 from contextlib import suppress
@@ -37,6 +39,7 @@ from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 CONNECT_S = 30.0
 KNOCK_S = 5.0
 CALL_S = 20.0
+PAUSE_S = 0.05  # Shortest time between two rounds: whoever dies again and again must not fill it.
 CLUSTERED: bool = ray_constants.ENABLE_RAY_CLUSTER  # whether Ray has clusters on this platform
 
 
@@ -165,10 +168,11 @@ class Post:
     gone: str = ""  # why it is no more
     asked: float | None = None  # when the report that is under way was asked for
     ref: Any = None  # the future of that report
+    vigil: Any = None  # the future of a call that ends when its process does
 
     @property
-    def restarting(self) -> bool:
-        """Whether its process died, and Ray is starting it again."""
+    def unreachable(self) -> bool:
+        """Whether it was heard of and cannot be asked any more; Ray does not know yet why."""
         return self.heard is not None and self.report is None and not self.gone
 
     def silent_s(self, now: float) -> float:
@@ -182,6 +186,7 @@ class Crew:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.posts: dict[str, Post] = {}
+        self._stirred = threading.Event()  # somebody died: a reason to ask before it is time
 
     def adopt(self, prefix: str) -> list[str]:
         """Take over the actors that an earlier supervisor left."""
@@ -221,11 +226,14 @@ class Crew:
 
     def ask(self, wait_s: float) -> None:
         """Collect reports; an actor owes at most one. Waits at most `wait_s`."""
+        self._stirred.clear()
         now = self._clock.monotonic()
         for post in self.posts.values():
             if post.ref is None and not post.gone:
                 try:
-                    post.ref, post.asked = post.handle.report.remote().future(), now
+                    self._keep_vigil(post)
+                    post.ref = post.handle.report.remote().future()
+                    post.asked = now if post.asked is None else post.asked
                 except RayError as error:
                     post.gone = type(error).__name__
         owed = {post.ref: post for post in self.posts.values() if post.ref is not None}
@@ -234,18 +242,28 @@ class Crew:
         ready, _ = futures.wait(owed, wait_s)
         for ref in ready:
             post = owed[ref]
-            post.ref = post.asked = None
+            post.ref = None
             try:
-                post.report = ref.result()
+                post.report, post.asked = ref.result(), None
                 post.heard = self._clock.monotonic()
             except RayTaskError as error:
                 post.gone = f"its constructor failed: {error.cause}"
             except ActorUnavailableError:
-                post.report = None  # Ray is restarting it
+                post.report = None  # and it still owes one
             except RayActorError as error:
                 post.gone = _cause(error)
             except RayError as error:
                 post.gone = type(error).__name__
+
+    def rest(self, wait_s: float) -> None:
+        """Wait for the next round, no longer than until somebody dies."""
+        time.sleep(PAUSE_S)
+        self._stirred.wait(max(0.0, wait_s - PAUSE_S))
+
+    def _keep_vigil(self, post: Post) -> None:
+        if post.vigil is None or post.vigil.done():
+            post.vigil = post.handle.vigil.remote().future()
+            post.vigil.add_done_callback(lambda _: self._stirred.set())
 
     def owners(self) -> dict[str, OwnerReport]:
         """Last report of each owner that lives."""

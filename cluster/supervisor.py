@@ -197,7 +197,7 @@ class Supervisor:
                 began = time.monotonic()
                 with self._lock:
                     self.tick()
-                self._closing.wait(max(0.05, TICK_S - (time.monotonic() - began)))
+                self.crew.rest(TICK_S - (time.monotonic() - began))
         except BaseException as error:
             traceback.print_exception(error)
             os._exit(1)

@@ -92,7 +92,7 @@ def _degraded(seen: Observed) -> dict[str, Any] | None:
     if up < want:
         down = ", ".join(sorted(each.name for each in seen.owners if not each.up)[:3])
         more = f" and {want - up - 3} more" if want - up > 3 else ""
-        why = f"{down}{more} is being started again; its lanes wait."
+        why = f"{down}{more} is being replaced; its lanes wait."
         words = f"{up} of {want} owners are up"
         return _verdict("degraded", words, why, "What does the cluster lack:", "ray status")
     if seen.blocked:

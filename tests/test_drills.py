@@ -29,7 +29,7 @@ from raywatch.cluster.drills.story import (
     untold,
 )
 
-DIED = "owner hosts.owner-0.g1 died and was started again"
+DIED = "owner hosts.owner-0.g1 is gone (its process died); its lanes get another owner"
 
 
 def alert(state: str, offset: int, *, name: str = "i1", key: str = "k", **more: Any) -> Any:

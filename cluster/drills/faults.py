@@ -32,7 +32,7 @@ class Kind:
     why_not: str = ""  # why a live deployment is spared
 
 
-_OWNER = r"owner \S+ (is gone|died and was started again)"
+_OWNER = r"owner \S+ is gone"
 _SCORER = r"scorer \S+ is gone"
 _NO_BROKERS = "software with the rights of a deployment cannot end brokers"
 _NO_STORE = "it would need rights on the store's machine, and a real store is shared"
@@ -42,7 +42,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "owner-kill", "an owner (kill -9)",
         "its lanes are opened anew from what was committed, and go on",
-        "Ray starts it again", "live", _OWNER, 20.0, weight=34,
+        "the supervisor starts another", "live", _OWNER, 20.0, weight=34,
     ),
     Kind(
         "owner-freeze", "an owner (SIGSTOP, later SIGCONT)",

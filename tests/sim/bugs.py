@@ -334,6 +334,16 @@ def numbers_rosters_by_the_time_of_day() -> list[Any3]:
     return [(Keeper, "_highest", lambda self: self._clock.now_ms() - 1)]
 
 
+def knows_rosters_by_their_number_only() -> list[Any3]:
+    def highest(self: Any) -> int:  # an equal one is taken for its own
+        return max((r.roster - 1 for r in self.reports().values()), default=-1)
+
+    return [
+        (Keeper, "_highest", highest),
+        (Keeper, "_has_roster", lambda self, report: report.roster >= self._roster.number),
+    ]
+
+
 BUGS = (
     Bug("commits what was read, not what is done", commits_what_was_read, 50),
     Bug("reads the commit before it fences", reads_the_commit_before_it_fences, 200),
@@ -380,4 +390,5 @@ BUGS = (
     ),
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
     Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000),
+    Bug("knows rosters by their number only", knows_rosters_by_their_number_only, 1_000),
 )

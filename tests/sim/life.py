@@ -271,8 +271,8 @@ class Weather:
             hub.kill(process)
         elif kind == "owner cut off":
             process.cut_until = hub.now_ns + round(1e9 * LONG_S * size)
-        elif kind == "owner late":  # it starts again, and reaches the brokers after the others
-            actor.late_s = 1.0 + 3.0 * size
+        elif kind == "owner late":  # the next one reaches the brokers after the others
+            self._life.world.late_s = 1.0 + 3.0 * size
             for each in (actor, *self._actors(".scorer-")):  # their machine is cut off from Ray
                 each.unheard_until = hub.seconds() + LONG_S
             hub.kill(process)

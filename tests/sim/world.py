@@ -1,10 +1,11 @@
 """Ray, the machines and the supervisor as the simulator has them; everything of ours is ours.
 
 `Owner`, `Keeper` and `rollout.step` run as they are. What is simulated is what Ray does: an actor
-that dies is started again under its name, or not; calls arrive late or not at all; `kill` may not
+that dies is gone, and is heard of; calls arrive late or not at all; `kill` may not
 reach a process that stands still or is cut off, which then lives on beside its successor.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -40,14 +41,11 @@ class Actor:
 
     name: str
     start: Callable[["Actor"], None]  # makes a process
-    restarts: bool
     process: Process | None = None
     owner: Owner | None = None
     scorer: SimScorer | None = None
-    incarnation: int = 0
     gone: str = ""
     unheard_until: float = 0.0  # calls to it do not arrive
-    late_s: float = 0.0  # its next process is cut off from the brokers for so long
 
 
 class World:
@@ -68,6 +66,8 @@ class World:
         self.actors: dict[str, Actor] = {}
         self.networks: dict[int, Network] = {}
         self.deployments = 0  # before the one that runs
+        self.late_s = 0.0  # the next owner is cut off from the brokers for so long
+        self._incarnations: Counter[str] = Counter()
 
     # ---- actors ----------------------------------------------------------------------------
 
@@ -87,12 +87,14 @@ class World:
         def begin() -> None:
             if actor.gone or self.actors.get(actor.name) is not actor:
                 return
-            actor.incarnation += 1
+            self._incarnations[actor.name] += 1  # a name may come again
             again = f"{self.deployments}." if self.deployments else ""
-            process = actor.process = Process(f"{actor.name}#{again}{actor.incarnation}")
+            number = self._incarnations[actor.name]
+            process = actor.process = Process(f"{actor.name}#{again}{number}")
             process.mourners.append(lambda: self._mourn(actor, process))
-            process.cut_until = self.hub.now_ns + round(1e9 * actor.late_s)
-            actor.late_s = 0.0
+            if ".owner-" in actor.name:
+                process.cut_until = self.hub.now_ns + round(1e9 * self.late_s)
+                self.late_s = 0.0
             actor.start(actor)
 
         self.hub.at(delay_s, begin)
@@ -103,10 +105,7 @@ class World:
         if actor.process is not process or actor.gone:
             return
         actor.process = actor.owner = None
-        if actor.restarts:
-            self.start(actor, 0.3 + 1.2 * self.plan.jitter(f"{actor.name}/restart"))
-        else:
-            actor.gone = "simulated death"
+        actor.gone = "simulated death"
 
     def end(self, name: str) -> None:
         """`ray.kill`: the actor is no more; whether its process hears of it is another matter."""
@@ -135,7 +134,7 @@ class World:
             assert process is not None
             self.hub.spawn(process, self._own, actor, process, spec, lanes, parked)
 
-        self.start(Actor(name, begin, restarts=True), 0.2 + 0.6 * self.plan.jitter(f"{name}/start"))
+        self.start(Actor(name, begin), 0.4 + 1.2 * self.plan.jitter(f"{name}/start"))
 
     def _own(
         self, actor: Actor, process: Process, spec: DetectorSpec, lanes: Mapping[int, Any],
@@ -162,7 +161,7 @@ class World:
             self._enlist(actor, process, *pool)
 
     def pool(self) -> tuple[Roster, Mapping[str, str]] | None:
-        """As a restarted owner asks for it; `control.py` says."""
+        """As a new owner asks for it; `control.py` says."""
         return None
 
     def enlist(
@@ -205,9 +204,7 @@ class World:
             )
             actor.scorer.ready = True
 
-        self.start(
-            Actor(name, begin, restarts=False), 0.2 + 0.8 * self.plan.jitter(f"{name}/start")
-        )
+        self.start(Actor(name, begin), 0.2 + 0.8 * self.plan.jitter(f"{name}/start"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +258,7 @@ class SimCrew:
             if post.ref is not None and post.ref is not process:
                 post.ref = post.asked = post.report = None  # it died meanwhile
             if process is None:
-                post.report = None  # Ray starts it again
+                post.report = None  # its process is being started
                 continue
             if post.ref is not None or not (actor.owner or actor.scorer):
                 continue
@@ -307,7 +304,7 @@ class SimCrew:
         self._world.enlist(name, roster, scorers, begin=True)
 
     def pool(self, roster: Roster, scorers: Mapping[str, str]) -> Any:
-        """What a restarted owner is told."""
+        """What a new owner is told."""
         return roster, dict(scorers)
 
     def end(self, name: str) -> None:
