@@ -76,12 +76,16 @@ class Gate:
 class Doer:
     """Does faults to a rig, several at a time where they do not exclude each other."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig, self._gate = rig, Gate()
+    def __init__(self, rig: Rig, *, calm: bool) -> None:
+        self.rig, self._gate, self._calm = rig, Gate(), calm
+        self.undisturbed: list[tuple[float, float]] = []  # seconds to the first, and every lane
 
     def do(self, fault: Fault) -> Story:
         """One fault, from the pause before it to the recovery."""
         time.sleep(fault.after_s)
+        if self._calm:
+            until(self.rig.at_rest, 120.0, "everything at rest before the next fault")
+            self.undisturbed.append(self._nothing())
         doing = getattr(self, fault.name.replace("-", "_"))
         if fault.name.startswith(("partitions", "offsets", "cluster")):
             with self._gate.alone():
@@ -128,6 +132,19 @@ class Doer:
         waits: bool,
     ) -> Story:
         rig, (at_s, undone_s) = self.rig, times
+        spoke = self._spoke(hurt, sent, at_s)
+        end = time.monotonic() + TELL_S
+        pattern = fault.kind.says
+        while pattern and time.monotonic() < end:
+            heard = [h for h in rig.watcher.heard()[-200:] if h.at_s >= at_s]
+            if any(re.search(pattern, h.words) for h in heard):
+                break
+            time.sleep(0.1)
+        return Story(fault, target, at_s, undone_s, tuple(hurt), spoke, waits)
+
+    def _spoke(self, hurt: Sequence[str], sent: Sequence[int], at_s: float) -> dict[str, float]:
+        """When lanes first said something about records that were written after `sent`."""
+        rig = self.rig
         sent = [*sent, *[0] * (rig.partitions - len(sent))]
         lanes, spoke = rig.lanes(), dict[str, float]()
         end = time.monotonic() + GIVE_UP_S
@@ -138,14 +155,13 @@ class Doer:
                     if came is not None:
                         spoke[lane] = came
             time.sleep(0.05)
-        end = time.monotonic() + TELL_S
-        pattern = fault.kind.says
-        while pattern and time.monotonic() < end:
-            heard = [h for h in rig.watcher.heard()[-200:] if h.at_s >= at_s]
-            if any(re.search(pattern, h.words) for h in heard):
-                break
-            time.sleep(0.1)
-        return Story(fault, target, at_s, undone_s, tuple(hurt), spoke, waits)
+        return spoke
+
+    def _nothing(self) -> tuple[float, float]:
+        """What a recovery of no time would show: alerts come when there is something to say."""
+        sent, at_s = self.rig.feed.say("mark"), time.monotonic()
+        times = self._spoke(self._every(), sent, at_s).values()
+        return min(times) - at_s, max(times) - at_s
 
     def _every(self) -> list[str]:
         return list(self.rig.lanes())
@@ -153,8 +169,6 @@ class Doer:
     # ---- processes ---------------------------------------------------------------------------
 
     def owner_kill(self, fault: Fault) -> Story:
-        if self.rig.standby:
-            until(lambda: len(self.rig.service.standing_by()) == 2, 60.0, "who stands by")
         name, pid, lanes = fault.chosen(self.rig.alive("owner"))
         return self._follow(fault, name, lanes, lambda: os.kill(pid, signal.SIGKILL))
 

@@ -38,7 +38,7 @@ from raywatch.models.errors import RaywatchError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
-PARTITIONS, LANES = 12, 4
+PARTITIONS, LANES, OWNERS, SCORERS = 12, 4, 2, 2
 DISK_MB = 192
 REPLICAS = 3
 
@@ -342,7 +342,8 @@ class Rig:
             self.brokers.bootstrap, self.topic, self.disk.path, name="chaos", model=self.model,
             lanes=LANES, snapshot_s=2, lost="continue", batch_records=4_000,
             alert={"warmup": 150, "probability": 3e-3, "quiet": 12},
-            pool={"min": 2, "max": 2, "cpus": 1.0}, owners={"count": 2, "standby": self.standby},
+            pool={"min": SCORERS, "max": SCORERS, "cpus": 1.0},
+            owners={"count": OWNERS, "standby": self.standby},
         )  # fmt: skip
 
     def _with_topic(self) -> Service:
@@ -376,6 +377,19 @@ class Rig:
 
         until(look, 60.0, f"one {kind} that lives")
         return found
+
+    def at_rest(self) -> bool:
+        """Whether every lane works, and scorers and those who stand by are as many as wanted."""
+        posts = runtime.call(runtime.supervisor(), "posts", timeout_s=10.0)
+        reports = [post["report"] for post in posts.values() if post["report"] is not None]
+        owners = [report for report in reports if hasattr(report, "lanes")]
+        parked = sum(report.parked for report in owners)
+        states = [lane.state for each in owners if not each.parked for lane in each.lanes]
+        return (
+            states == ["running"] * LANES
+            and len(reports) - len(owners) == SCORERS
+            and parked == (OWNERS if self.standby else 0)
+        )
 
     def tell(self) -> None:
         """What everybody says, to stderr: for who has to find out why lanes stay silent."""

@@ -56,6 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=5_000.0, help="records a second")
     parser.add_argument("--model", default="lagbank", choices=("lagbank", "robustz"))
     parser.add_argument("--only", nargs="*", default=[], choices=[k.name for k in KINDS])
+    parser.add_argument("--calm", action="store_true", help="a fault only when all is well again")
     parser.add_argument("--standby", action="store_true", help="with owners that stand by")
     parser.add_argument("--json", type=Path, default=None, help="where to write all of it")
     parser.add_argument("--keep", action="store_true", help="leave the folder of the run")
@@ -203,19 +204,25 @@ def end(rig: Rig) -> dict[str, Any]:
     }
 
 
-def table(stories: Sequence[Story]) -> list[str]:
+def table(stories: Sequence[Story], undisturbed: Sequence[tuple[float, float]]) -> list[str]:
     """One line for each kind of fault: how often, and how long until alerts came again."""
     head = f"{'fault':20} {'count':>5}  {'first alert s':>15}  {'every lane s':>15}"
     lines = [head, f"{'':20} {'':>5}  {'p50':>7} {'max':>7}  {'p50':>7} {'max':>7}"]
-    for kind in KINDS:
-        mine = [s for s in stories if s.fault.name == kind.name]
-        if mine:
-            first = [s.first_s for s in mine if s.first_s is not None] or [float("nan")]
-            back = [s.back_s for s in mine if s.back_s is not None] or [float("nan")]
-            lines.append(
-                f"{kind.name:20} {len(mine):5}  {statistics.median(first):7.2f} {max(first):7.2f}"
-                f"  {statistics.median(back):7.2f} {max(back):7.2f}"
-            )
+    groups = {kind.name: [s for s in stories if s.fault.name == kind.name] for kind in KINDS}
+    rows = {
+        name: ([s.first_s for s in mine], [s.back_s for s in mine])
+        for name, mine in groups.items()
+        if mine
+    }
+    if undisturbed:
+        rows["nothing"] = ([first for first, _ in undisturbed], [back for _, back in undisturbed])
+    for name, (firsts, backs) in rows.items():
+        first = [x for x in firsts if x is not None] or [float("nan")]
+        back = [x for x in backs if x is not None] or [float("nan")]
+        lines.append(
+            f"{name:20} {len(firsts):5}  {statistics.median(first):7.2f} {max(first):7.2f}"
+            f"  {statistics.median(back):7.2f} {max(back):7.2f}"
+        )
     return [*lines, f"{'all':20} {len(stories):5}"]
 
 
@@ -231,7 +238,7 @@ def chaos(rig: Rig, asked: argparse.Namespace) -> dict[str, Any]:
     jump_s = rig.clock.proof()
     assert abs(jump_s) < 5.0, jump_s
     mark = rig.feed.say("mark")
-    doer, began = Doer(rig), time.monotonic()
+    doer, began = Doer(rig, calm=asked.calm), time.monotonic()
     limit_s = began + 60.0 * asked.minutes
     _say(f"{len(faults)} faults, seed {asked.seed}, {asked.rate:.0f} records/s, {rig.model}")
     rows = [Row(name, doer, [f for f in faults if row_of(f) == name], limit_s) for name in ROWS]
@@ -258,7 +265,7 @@ def chaos(rig: Rig, asked: argparse.Namespace) -> dict[str, Any]:
         "rate": round(per_s, 1),
         "wrong": wrong,
         "stories": [_fields(s, began, heard, looks) for s in stories],
-        "table": table(stories),
+        "table": table(stories, doer.undisturbed),
     }  # fmt: skip
 
 

@@ -366,7 +366,9 @@ BUGS = (
         1_000,
     ),
     Bug("fences only whom a commit notes", fences_only_whom_a_commit_notes, 1_000),
-    Bug("opens lanes of an earlier deployment", opens_lanes_of_an_earlier_deployment, 1_000, 2_100),
+    Bug(
+        "opens lanes of an earlier deployment", opens_lanes_of_an_earlier_deployment, 1_000, 11_600
+    ),
     Bug("takes silence for no commit", takes_silence_for_no_commit, 600),
     Bug("commits the last record plus one, not the position", commits_the_last_record_plus_one, 30),
     Bug("loads a snapshot newer than the commit", loads_a_snapshot_newer_than_the_commit, 50),

@@ -272,7 +272,7 @@ class Weather:
         elif kind == "owner cut off":
             process.cut_until = hub.now_ns + round(1e9 * LONG_S * size)
         elif kind == "owner late":  # the next one reaches the brokers after the others
-            self._life.world.late_s = 1.0 + 3.0 * size
+            self._life.world.late = (1.0 + 3.0 * size, LONG_S)
             for each in (actor, *self._actors(".scorer-")):  # their machine is cut off from Ray
                 each.unheard_until = hub.seconds() + LONG_S
             hub.kill(process)

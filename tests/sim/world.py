@@ -66,7 +66,7 @@ class World:
         self.actors: dict[str, Actor] = {}
         self.networks: dict[int, Network] = {}
         self.deployments = 0  # before the one that runs
-        self.late_s = 0.0  # the next owner is cut off from the brokers for so long
+        self.late = (0.0, 0.0)  # seconds for which the next owner is cut off: brokers, Ray
         self._incarnations: Counter[str] = Counter()
 
     # ---- actors ----------------------------------------------------------------------------
@@ -93,8 +93,10 @@ class World:
             process = actor.process = Process(f"{actor.name}#{again}{number}")
             process.mourners.append(lambda: self._mourn(actor, process))
             if ".owner-" in actor.name:
-                process.cut_until = self.hub.now_ns + round(1e9 * self.late_s)
-                self.late_s = 0.0
+                brokers_s, ray_s = self.late
+                process.cut_until = self.hub.now_ns + round(1e9 * brokers_s)
+                actor.unheard_until = self.hub.seconds() + ray_s
+                self.late = (0.0, 0.0)
             actor.start(actor)
 
         self.hub.at(delay_s, begin)
