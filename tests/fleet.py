@@ -66,8 +66,8 @@ log.close()
 class Fleet:
     """Hosts, Ray as shipped, a broker of its own, a feed and a witness."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, *, standby: bool = False) -> None:
+        self.lab, self.standby = lab, standby
         self.shipped = shipped("ray-local")
         self.config = lab.home / "hosts.yaml"
         self.records, self.seen = lab.folder / "records.jsonl", lab.folder / "seen"
@@ -110,7 +110,7 @@ class Fleet:
                     "alert": {"warmup": 50, "probability": 1e-2, "quiet": 8},
                 }
             ],
-            "owners": {"count": 2, "cpus": 0.25},
+            "owners": {"count": 2, "cpus": 0.25, "standby": self.standby},
             "pool": {"min": 2, "max": 2, "cpus": 0.25},
             "store": str(self.lab.folder / "state"),
             "models": str(self.lab.folder / "models"),
@@ -178,12 +178,15 @@ class Fleet:
 
     def die(self, host: int) -> None:
         """A machine without power: all of Ray and all that it runs is gone at once."""
-        self.on(host, "pkill -KILL -f '^ray::|/raylet |/ray/(dashboard|_private)/'", check=False)
+        # The brackets keep it from finding the shell that it is called by.
+        pattern = "^ray::|/[r]aylet |/ray/([d]ashboard|[_]private)/"
+        self.on(host, f'pkill -KILL -f "{pattern}"', check=False)
         assert not self.owners(host), self.owners(host)
 
     def busy(self) -> int:
-        """A worker with an owner on it."""
-        return 3 if self.owners(3) else 2
+        """A worker with an owner on it that has lanes."""
+        pids = self.owners(3)
+        return 3 if any(x["pid"] in pids and x["state"] == "running" for x in self.log(3)) else 2
 
     def log(self, host: int) -> list[dict[str, Any]]:
         """What owners on a host wrote into the logs of their own processes, oldest first."""
@@ -216,7 +219,8 @@ class Fleet:
     def whole(self) -> None:
         """Ray on all hosts, two owners somewhere, and all is well."""
         until(self.alive, lambda hosts: len(hosts) == self.lab.hosts, WORKS_S)
-        until(lambda: len(self.owners(2) + self.owners(3)), lambda n: n == 2, WORKS_S)
+        wanted = 4 if self.standby else 2
+        until(lambda: len(self.owners(2) + self.owners(3)), lambda n: n == wanted, WORKS_S)
         until(lambda: self.verdict()["state"], lambda state: state == "healthy", WORKS_S)
 
     def alive(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Kills a machine of three again and again, and says how long its lanes were silent.
 
-    python tests/chaos/nodes.py --times 20 [--cut]      as root
+    python tests/chaos/nodes.py --times 20 [--cut] [--standby]      as root
 
 All of Ray and all that it runs on a worker is killed at once; or, with `--cut`, its network is cut
 off from Ray's. Between two times it joins again. In the end the alerts are those of a backtest of
@@ -42,10 +42,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--cut", action="store_true", help="cut it off from Ray instead")
+    parser.add_argument("--standby", action="store_true", help="with owners that stand by")
     asked = parser.parse_args()
     first, every = list[float](), list[float]()
     with Lab(3) as lab:
-        fleet = Fleet(lab)
+        fleet = Fleet(lab, standby=asked.standby)
         fleet.start()
         for number in range(asked.times):
             after = once(fleet, cut=asked.cut)
