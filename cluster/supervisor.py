@@ -11,7 +11,6 @@ import os
 import threading
 import time
 import traceback
-from collections import deque
 from typing import Any
 
 from raywatch.actors import fencing
@@ -20,15 +19,16 @@ from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.runtime import Pool, open_log
 from raywatch.actors.store import open_store
 from raywatch.cluster import journal, rollout
-from raywatch.cluster.connect import must_see
 from raywatch.cluster.deployment import Deployment, Detection, artifact_name
 from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.metrics import Metrics
 from raywatch.cluster.page import Page
 from raywatch.cluster.reader import Reader
+from raywatch.cluster.recall import recall
 from raywatch.cluster.runtime import Crew
 from raywatch.cluster.view import View
 from raywatch.cluster.watch import Watch
+from raywatch.cluster.watchdog import Watchdog
 from raywatch.models.artifact import proven
 from raywatch.models.errors import (
     ArtifactError,
@@ -40,11 +40,11 @@ from raywatch.models.errors import (
 
 TICK_S = 0.5
 ASK_S = 0.3  # Longest wait for reports in a tick: the slow ones come with a later one.
-AUDIT_MAX = 200_000  # Newest audit records that are read at a start.
 AGAIN_S = 3_600.0  # What must be remembered is written again this often: it stays among those.
 BLOCKED_S = 60.0  # A lane that was not blocked for so long is spoken of anew if it is.
 PAGE_AGAIN_S = 10.0  # Between two attempts to have the page's port.
 BEGIN_S = 2.0  # Between two attempts to begin.
+HANG_S = 180.0  # A round waits for brokers for a minute at most; one that takes longer hangs.
 
 
 class Supervisor:
@@ -77,15 +77,17 @@ class Supervisor:
         self.metrics = Metrics()
         self.page = Page(self.snapshot, self.metrics.render, deployment.page)
         self._url = ""
+        self._watchdog = Watchdog(HANG_S, "the supervisor")
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
+        self._watchdog.start()
 
     # ---- starting --------------------------------------------------------------------------
 
     def _begin(self) -> bool:
         """Learn what was decided before, take over what runs. Whether that was possible."""
         try:
-            told, sentences = self._read_audit()
+            told, sentences = recall(self.log, self.audit, self.clock)
             watches = {d.spec.name: self._watch(d, told) for d in self.deployment.detections}
         except RaywatchError as error:
             self._stuck = error
@@ -160,40 +162,15 @@ class Supervisor:
             )
         return proven(blob, version)
 
-    def _read_audit(self) -> tuple[dict[str, dict[str, Any]], list[journal.Entry]]:
-        """The newest `serve` record of each detector, and the newest sentences, oldest first."""
-        told: dict[str, dict[str, Any]] = {}
-        sentences: deque[journal.Entry] = deque(maxlen=500)
-        count = self.log.topics().get(self.audit, 0)
-        if not count:  # what was decided before must not look like nothing
-            must_see(self.log, self.audit)
-        partitions = [Partition(self.audit, number) for number in range(count)]
-        bounds = self.log.bounds(partitions)
-        source = self.log.source("", partitions)
-        try:
-            source.assign({p: max(b.low, b.end - AUDIT_MAX) for p, b in bounds.items()})
-            until = self.clock.monotonic() + 30.0
-            while any(source.position().get(p, b.low) < b.end for p, b in bounds.items()):
-                if self.clock.monotonic() > until:
-                    raise Unreachable(f"topic `{self.audit}` could not be read within 30 s")
-                for value in source.fetch(5_000, 0.1).values:
-                    entry = _object(value)
-                    if entry.get("what") == "serve":
-                        told[str(entry.get("detector"))] = entry
-                    sentence = journal.of_json(value)
-                    if sentence is not None:
-                        sentences.append(sentence)
-        finally:
-            source.close()
-        return told, list(sentences)
-
     # ---- the loop --------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._closing.is_set() and not self._begin():
+                self._watchdog.feed()
                 self._closing.wait(BEGIN_S)
             while not self._closing.is_set():
+                self._watchdog.feed()
                 began = time.monotonic()
                 with self._lock:
                     self.tick()
@@ -480,6 +457,7 @@ class Supervisor:
     def stop(self, wait_s: float) -> list[str]:
         """End everything: owners finish and commit first. Returns what did not end in time."""
         self._closing.set()
+        self._watchdog.close()
         self._thread.join(5.0)
         if self.watches:
             self.say("info", "stops: owners finish and commit")
@@ -490,11 +468,3 @@ class Supervisor:
             self.reader.close()
         self.page.close()
         return late
-
-
-def _object(value: bytes | None) -> dict[str, Any]:
-    try:
-        found = json.loads(value or b"null")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
