@@ -175,7 +175,8 @@ def found(answers: Iterable[Any]) -> dict[Partition, Committed]:
 
 
 # A client that is hung up on guesses why: true of wrong protocols, and of brokers that stop.
-GUESSES = ("security.protocol", "PLAINTEXT broker listener", "SSL alert")
+LATE = "current SASL state"  # also said to who comes a moment late with the next token
+GUESSES = ("security.protocol", "PLAINTEXT broker listener", "SSL alert", LATE)
 GUESS_S = 2.0  # so it is believed once it is this old and nothing else was heard
 NO_TOKENS = ("Failed to connect", "Could not", "Couldn't", "imed out", "imeout")
 CURES = {  # what the client's words are about, and what to change
@@ -265,7 +266,7 @@ class Ear:
         if name == "_ALL_BROKERS_DOWN" and self._last:
             return  # what was heard before says why
         self._last, now = said, time.monotonic()
-        guess = name not in TURNED_AWAY
+        guess = name not in TURNED_AWAY or LATE in said
         if guess and not any(each in said for each in GUESSES):
             if self._guess:
                 self._at = float("-inf")  # brokers come or go: it was that

@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import confluent_kafka as ck
 import pytest
 from secured import PASSWORDS, provider
 
 from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.kafka_rules import GUESS_S, Ear
 from raywatch.actors.kafka_security import Right
 from raywatch.actors.ports import Committed, Out, Partition
 from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
@@ -144,6 +146,23 @@ def test_a_token_is_renewed_before_it_ends(secured: "Secured", place: str, topic
         sink.close()
         log.close()
         assert len(there.asked) >= 4  # two clients, each again before its first token ended
+
+
+def test_who_is_a_moment_late_with_the_next_token_is_not_turned_away() -> None:
+    said = "SASL OAUTHBEARER mechanism handshake failed: Broker: Request not valid in current SASL"
+    late = ck.KafkaError(ck.KafkaError._AUTHENTICATION, f"{said} state: broker's supported ...")
+    wrong = ck.KafkaError(ck.KafkaError._AUTHENTICATION, "SASL authentication error: failed")
+    once, again = Ear("b:9092", {}), Ear("b:9092", {})
+    once(late)
+    once.check()
+    once(wrong)
+    with pytest.raises(ConfigError, match="turned this client away"):
+        once.check()
+    again(late)  # as a listener without SASL says it, every time
+    time.sleep(GUESS_S + 0.1)
+    again(late)
+    with pytest.raises(ConfigError, match="turned this client away"):
+        again.check()
 
 
 @pytest.mark.parametrize("password", ["", "canary-of-the-key"])
