@@ -23,7 +23,7 @@ from raywatch.cluster.drills.faults import Fault
 # A partition is `slow`, and a reading `unknown`, after 10 s; brokers that do not answer make a
 # reading take up to 10 s itself, and it may have begun just before.
 LATE_S = 15.0
-SEE_S = 3.0  # A supervisor sees a death so soon: two ticks, and Ray's second.
+SEE_S = 3.0  # A death is seen, and a supervisor that was killed is back, so soon.
 TELL_S = 15.0  # A sentence may come so long after the lanes are back: brokers have to take it.
 
 
