@@ -158,11 +158,16 @@ def test_who_is_a_moment_late_with_the_next_token_is_not_turned_away() -> None:
     once(wrong)
     with pytest.raises(ConfigError, match="turned this client away"):
         once.check()
-    again(late)  # as a listener without SASL says it, every time
+    again(late)  # as a listener without SASL says it, every time; to others than tokens at once
     time.sleep(GUESS_S + 0.1)
     again(late)
     with pytest.raises(ConfigError, match="turned this client away"):
         again.check()
+    other = late.str().replace("OAUTHBEARER", "PLAIN")
+    plain = Ear("b:9092", {})
+    plain(ck.KafkaError(ck.KafkaError._AUTHENTICATION, other))
+    with pytest.raises(ConfigError, match="turned this client away"):
+        plain.check()
 
 
 @pytest.mark.parametrize("password", ["", "canary-of-the-key"])
