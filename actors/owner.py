@@ -79,7 +79,8 @@ class OwnerReport:
     rss_bytes: int
     age_s: float
     exactly_once: bool | None = None
-    node: str = ""
+    node: str = ""  # address of its machine
+    node_id: str = ""  # and Ray's name of it
     parked: bool = False  # it stands by: its lanes have not been started
     extra: dict[str, str] = field(default_factory=lambda: {})
 

@@ -136,7 +136,7 @@ class ScorerActor(Vigil):
     @ray.method(concurrency_group="control")
     def report(self) -> ScorerReport:
         """Counters as of now."""
-        return self._host.report(os.getpid())
+        return replace(self._host.report(os.getpid()), node_id=_node_id())
 
 
 class RayMember:
@@ -243,7 +243,8 @@ class OwnerActor(Vigil):
     @ray.method(concurrency_group="control")
     def report(self) -> OwnerReport:
         """Counters as of now."""
-        return replace(self._owner.report(), node=ray.util.get_node_ip_address())
+        at = ray.util.get_node_ip_address()
+        return replace(self._owner.report(), node=at, node_id=_node_id())
 
     @ray.method(concurrency_group="control")
     def stop(self, wait_s: float) -> bool:
@@ -274,9 +275,13 @@ def start_owner(
     store: str,
     cpus: float,
     parked: bool = False,
+    avoid: str = "",
     score_timeout_s: float = 5.0,
 ) -> Any:
-    """Create an owner, or find the one that has this name; `parked`, it waits for `begin`."""
+    """Create an owner, or find the one that has this name; `parked`, it waits for `begin`.
+
+    `avoid` is a machine that it starts on only if no other has room.
+    """
     actor = _remote(
         OwnerActor,
         max_restarts=0,
@@ -285,13 +290,15 @@ def start_owner(
         num_cpus=cpus,
         scheduling_strategy=APART,
     )
-    return actor.options(**_named(name)).remote(
+    return actor.options(**_named(name), **_off(avoid)).remote(
         name, spec, lanes, log, store, score_timeout_s, parked
     )
 
 
-def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0) -> Any:
-    """Create a scorer. It is ready when its first report arrives."""
+def start_scorer(
+    name: str, *, blob: bytes, device: str, cpus: float, gpus: float = 0.0, avoid: str = ""
+) -> Any:
+    """Create a scorer. It is ready when its first report arrives. `avoid` as for an owner."""
     actor = _remote(
         ScorerActor,
         max_restarts=0,
@@ -301,7 +308,7 @@ def start_scorer(name: str, *, blob: bytes, device: str, cpus: float, gpus: floa
         num_gpus=gpus,
         scheduling_strategy=APART,
     )
-    return actor.options(**_named(name)).remote(name, blob, device)
+    return actor.options(**_named(name), **_off(avoid)).remote(name, blob, device)
 
 
 def start_broker(name: str) -> Any:
@@ -336,6 +343,20 @@ def _named(name: str) -> dict[str, Any]:
         "lifetime": "detached",
         "get_if_exists": True,
     }
+
+
+def _off(node_id: str) -> dict[str, Any]:
+    """Not on this machine; on any where no other has room (a selector alone would wait for one)."""
+    if not node_id:
+        return {}
+    return {
+        "label_selector": {"ray.io/node-id": f"!{node_id}"},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
+
+
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def models_of(reports: Mapping[str, ScorerReport]) -> dict[str, ModelSpec]:

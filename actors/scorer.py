@@ -32,6 +32,7 @@ class ScorerReport:
     warm_s: float  # from construction to the end of the warm-up
     waiting: int  # batches accepted and not answered
     latency_ms: tuple[float, float]  # p50 and p99 of the last batches, scoring alone
+    node_id: str = ""  # Ray's name of its machine
 
 
 class ScorerHost:

@@ -175,8 +175,9 @@ class Owners(Settings):
     )
     standby: bool = Field(
         default=False,
-        description="Keep a warm process beside each owner that takes its lanes at once when it "
-        "dies; it reserves the same CPUs again, and the memory of an owner without keys.",
+        description="Keep a warm process for each owner, on another machine where one has room, "
+        "that takes its lanes at once when it dies; it reserves the same CPUs again, and the "
+        "memory of an owner without keys.",
     )
 
 

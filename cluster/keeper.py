@@ -18,7 +18,7 @@ from raywatch.actors.owner import OwnerReport, Roster
 from raywatch.actors.ports import Clock
 from raywatch.actors.runtime import Pool
 from raywatch.actors.scorer import ScorerReport
-from raywatch.cluster import assign
+from raywatch.cluster import assign, spread
 from raywatch.cluster.deployment import Deployment, Detection
 from raywatch.cluster.journal import Kind
 from raywatch.cluster.rollout import ScorerSeen, ScorerState
@@ -35,6 +35,7 @@ DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still h
 ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
 BACKOFF_MAX_S = 30.0  # Longest pause between two starts of a version that does not start.
 STANDBY_S = 10.0  # Between two attempts to start who stands by for an owner.
+SPREAD_S = 60.0  # Between two attempts to get the pool off a single machine.
 STARTS_KEPT = 20
 FAILED_MAX = 3  # A version that failed to start so often is waited for by no lane.
 
@@ -76,6 +77,8 @@ class Keeper:
         self.failed: dict[str, tuple[int, str]] = {}  # version -> starts that failed, why the last
         self._failed_at: dict[str, float] = {}
         self._awaited: set[str] = set()  # adopted, not heard of yet
+        self._guest = ""  # one scorer more than wanted, for a while, so that another may go
+        self._guested = float("-inf")  # when it was started
         self._began = clock.monotonic()
         self._roster = Roster(0, {}, {}, author=uuid.uuid4().hex[:8])
         self._rostered: dict[str, str] = {}
@@ -200,18 +203,21 @@ class Keeper:
             ScorerSeen(s.name, s.version, _state(s)) for s in self.scorers.values() if s.version
         ]
 
-    def start(self, version: str) -> None:
-        """Start one scorer of a version; later, where the last starts of it failed."""
+    def start(self, version: str) -> str:
+        """Start one scorer of a version. No name: the last one failed, it is too soon."""
         count, _ = self.failed.get(version, (0, ""))
         pause_s = min(BACKOFF_MAX_S, 0.5 * 2.0**count)
         if count and self._clock.monotonic() - self._failed_at[version] < pause_s:
-            return
+            return ""
         self._numbers += 1
         name = f"{self.spec.name}.scorer-{self._numbers}"
         pool = self._deployment.pool
-        blob = self.blobs[version]
-        self._crew.start_scorer(name, blob=blob, device=pool.device, cpus=pool.cpus)
+        full = spread.crowded(each.node for each in self._placed(version))
+        self._crew.start_scorer(
+            name, blob=self.blobs[version], device=pool.device, cpus=pool.cpus, avoid=full
+        )
         self.scorers[name] = Scorer(name, version, self._clock.monotonic())
+        return name
 
     def drain(self, name: str) -> None:
         """Give a scorer no new batch and end it when it has none left.
@@ -349,21 +355,33 @@ class Keeper:
         now, posts = self._clock.monotonic(), self._crew.posts
         for seat, holder in self.seats.items():
             name = self.standbys.get(seat, "")
-            if name and (posts[name].gone or self._trouble(posts[name], now)):
+            at, late = self._node(holder), now - self._stood_by.get(seat, -STANDBY_S) >= STANDBY_S
+            near = late and at and at == self._node(name)
+            moves = near and self._crew.room(self._deployment.owner_cpus) - {at}
+            if name and (moves or posts[name].gone or self._trouble(posts[name], now)):
                 self._crew.end(name)
                 del self.standbys[seat]
-            late = now - self._stood_by.get(seat, -STANDBY_S) >= STANDBY_S
+                if moves:
+                    words = f"who stands by for {holder} moves to another machine"
+                    self._say("info", words, "standby moves")
             if seat not in self.standbys and late and _works(self.reports().get(holder)):
                 self._stood_by[seat] = now
-                self.standbys[seat] = self._start_owner(seat, parked=True)
+                self.standbys[seat] = self._start_owner(seat, parked=True, avoid=at)
 
-    def _start_owner(self, seat: int, *, parked: bool = False) -> str:
+    def _node(self, name: str) -> str:
+        """The machine of an owner or a scorer; empty if it has not said."""
+        post = self._crew.posts.get(name)
+        report = None if post is None or post.gone else post.report
+        return report.node_id if isinstance(report, OwnerReport | ScorerReport) else ""
+
+    def _start_owner(self, seat: int, *, parked: bool = False, avoid: str = "") -> str:
         generation = self._generations[seat] = self._generations.get(seat, 0) + 1
         name = f"{self.spec.name}.owner-{seat}.g{generation}"
         mine = {n: p for n, p in self.detection.lanes.items() if self.placement[n] == seat}
         self._crew.start_owner(
             name, spec=self.spec, lanes=mine, log=self._deployment.log,
             store=self._deployment.store, cpus=self._deployment.owner_cpus, parked=parked,
+            avoid=avoid,
         )  # fmt: skip
         if not parked:
             self.seats[seat] = name
@@ -374,14 +392,32 @@ class Keeper:
         unnamed = sum(not s.version for s in self.scorers.values())  # adopted, not heard of yet
         for _ in range(count - serving - starting - unnamed):
             self.start(version)
-        mine = [s for s in self.scorers.values() if s.version == version and s.draining is None]
-        # Those that are still starting go first, then the youngest.
-        mine.sort(key=lambda s: (s.ready is not None, -s.started))
-        for scorer in mine[: max(0, len(mine) - count)]:
-            self.drain(scorer.name)
+        for name in spread.surplus(self._placed(version), count + self._guests(version, count)):
+            self.drain(name)
         for scorer in self.scorers.values():
             if scorer.version not in ("", version) and not self.using(scorer.version):
                 self.drain(scorer.name)
+
+    def _placed(self, version: str) -> list[spread.Placed]:
+        """Scorers of a version that are to stay, and where they are."""
+        return [
+            spread.Placed(s.name, self._node(s.name), s.ready is not None, s.started)
+            for s in self.scorers.values()
+            if s.version == version and s.draining is None
+        ]
+
+    def _guests(self, version: str, count: int) -> int:
+        """How many more scorers than wanted there may be: one, while it starts elsewhere."""
+        now, placed = self._clock.monotonic(), self._placed(version)
+        late, settled = now - self._guested >= SPREAD_S, all(s.ready for s in placed)
+        if late and settled and len(placed) == count:
+            pool = self._deployment.pool
+            if spread.huddled(placed, self._crew.room(pool.cpus, pool.device)):
+                self._guested, self._guest = now, self.start(version)
+                words = f"all {count} scorers are on one machine: one moves to another"
+                self._say("info", words, "scorer moves")
+        guest = self.scorers.get(self._guest)
+        return int(guest is not None and guest.ready is None and now - guest.started < ROOM_S)
 
     def _end_drained(self) -> None:
         """End scorers that no owner can send to any more and that have nothing left to answer."""

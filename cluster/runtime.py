@@ -39,6 +39,7 @@ from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 CONNECT_S = 30.0
 KNOCK_S = 5.0
 CALL_S = 20.0
+ROOM_S = 5.0  # Between two looks at what machines have left.
 PAUSE_S = 0.05  # Shortest time between two rounds: whoever dies again and again must not fill it.
 CLUSTERED: bool = ray_constants.ENABLE_RAY_CLUSTER  # whether Ray has clusters on this platform
 
@@ -186,6 +187,8 @@ class Crew:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.posts: dict[str, Post] = {}
+        self._free: dict[str, dict[str, float]] = {}  # machine -> what it has left
+        self._looked = float("-inf")
         self._stirred = threading.Event()  # somebody died: a reason to ask before it is time
 
     def adopt(self, prefix: str) -> list[str]:
@@ -208,18 +211,32 @@ class Crew:
         store: str,
         cpus: float,
         parked: bool,
+        avoid: str,
     ) -> None:
         """Create an owner; its first report says when it is up."""
         handle = actors.start_owner(
-            name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus, parked=parked
+            name, spec=spec, lanes=lanes, log=log, store=store, cpus=cpus, parked=parked,
+            avoid=avoid,
+        )  # fmt: skip
+        self._add(name, handle)
+
+    def start_scorer(self, name: str, *, blob: bytes, device: str, cpus: float, avoid: str) -> None:
+        """Create a scorer; its first report says that it is warm."""
+        handle = actors.start_scorer(
+            name, blob=blob, device=device, cpus=cpus, gpus=_gpus(device), avoid=avoid
         )
         self._add(name, handle)
 
-    def start_scorer(self, name: str, *, blob: bytes, device: str, cpus: float) -> None:
-        """Create a scorer; its first report says that it is warm."""
-        gpus = 1.0 if device == "cuda" else 0.0
-        handle = actors.start_scorer(name, blob=blob, device=device, cpus=cpus, gpus=gpus)
-        self._add(name, handle)
+    def room(self, cpus: float, device: str = "cpu") -> frozenset[str]:
+        """Machines that have room for an actor, as of ROOM_S ago at most."""
+        wanted, now = {"CPU": cpus, "GPU": _gpus(device)}, self._clock.monotonic()
+        if now - self._looked > ROOM_S:
+            self._free, self._looked = ray_state.available_resources_per_node(), now
+        return frozenset(
+            node
+            for node, has in self._free.items()
+            if all(has.get(what, 0.0) >= amount for what, amount in wanted.items())
+        )
 
     def _add(self, name: str, handle: Any) -> None:
         self.posts[name] = Post(name, handle, self._clock.monotonic())
@@ -303,6 +320,10 @@ class Crew:
         bad = [stops[stop] for stop in late]
         bad += [stops[stop] for stop in ended if stop.exception() or not stop.result()]
         return sorted(bad)
+
+
+def _gpus(device: str) -> float:
+    return 1.0 if device == "cuda" else 0.0
 
 
 def _cause(error: RayActorError) -> str:

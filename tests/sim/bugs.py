@@ -346,7 +346,7 @@ def knows_rosters_by_their_number_only() -> list[Any3]:
 
 BUGS = (
     Bug("commits what was read, not what is done", commits_what_was_read, 50),
-    Bug("reads the commit before it fences", reads_the_commit_before_it_fences, 200),
+    Bug("reads the commit before it fences", reads_the_commit_before_it_fences, 400),
     Bug(
         "uses a producer again whose commit nobody answered",
         uses_a_producer_again_whose_commit_nobody_answered,

@@ -24,6 +24,8 @@ LEAST = {
     "owners died": 1_000,
     "owners replaced": 200,
     "standbys that took lanes": 30,
+    "standbys that moved": 30,
+    "scorers that moved": 30,
     "zombies": 60,
     "refused requests": 50,
     "fenced by the next holder": 80,
@@ -57,6 +59,8 @@ def covered(history: History) -> Counter[str]:
         if kind == "dead":
             count["owners died"] += ".owner-" in what[0]
         elif kind == "journal":
+            count["standbys that moved"] += what[1].startswith("who stands by for")
+            count["scorers that moved"] += "are on one machine" in what[1]
             count["owners replaced"] += "its lanes get another owner" in what[1]
             count["standbys that took lanes"] += "which stood by" in what[1]
         elif kind == "lives on":

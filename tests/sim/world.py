@@ -7,7 +7,7 @@ reach a process that stands still or is cut off, which then lives on beside its 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +46,7 @@ class Actor:
     scorer: SimScorer | None = None
     gone: str = ""
     unheard_until: float = 0.0  # calls to it do not arrive
+    machine: str = ""
 
 
 class World:
@@ -80,9 +81,15 @@ class World:
             found = self.networks[id(process)] = Network(self.hub, self.plan, self.broker, process)
         return found
 
-    def start(self, actor: Actor, delay_s: float) -> None:
-        """A process for an actor, after a while."""
+    def room(self) -> frozenset[str]:
+        """Machines that have room now, of two."""
+        free = int(4 * self.plan.jitter("room"))
+        return frozenset(m for bit, m in enumerate(("m0", "m1")) if free & (1 << bit))
+
+    def start(self, actor: Actor, delay_s: float, avoid: str) -> None:
+        """A process for an actor, after a while, on another machine than that if one has room."""
         self.actors[actor.name] = actor
+        actor.machine = min(self.room() - {avoid}, default=avoid or "m0")
 
         def begin() -> None:
             if actor.gone or self.actors.get(actor.name) is not actor:
@@ -127,8 +134,9 @@ class World:
         self.hub.kill(process)
 
     def owner(
-        self, name: str, spec: DetectorSpec, lanes: Mapping[int, tuple[Any, ...]], *, parked: bool
-    ) -> None:
+        self, name: str, spec: DetectorSpec, lanes: Mapping[int, tuple[Any, ...]], *,
+        parked: bool, avoid: str,
+    ) -> None:  # fmt: skip
         """Start an owner's actor."""
 
         def begin(actor: Actor) -> None:
@@ -136,7 +144,7 @@ class World:
             assert process is not None
             self.hub.spawn(process, self._own, actor, process, spec, lanes, parked)
 
-        self.start(Actor(name, begin), 0.4 + 1.2 * self.plan.jitter(f"{name}/start"))
+        self.start(Actor(name, begin), 0.4 + 1.2 * self.plan.jitter(f"{name}/start"), avoid)
 
     def _own(
         self, actor: Actor, process: Process, spec: DetectorSpec, lanes: Mapping[int, Any],
@@ -195,7 +203,7 @@ class World:
         assert actor.owner is not None
         actor.owner.enlist(roster, members)
 
-    def scorer(self, name: str, version: str) -> None:
+    def scorer(self, name: str, version: str, *, avoid: str) -> None:
         """Start a scorer's actor."""
 
         def begin(actor: Actor) -> None:
@@ -206,7 +214,7 @@ class World:
             )
             actor.scorer.ready = True
 
-        self.start(Actor(name, begin), 0.2 + 0.8 * self.plan.jitter(f"{name}/start"))
+        self.start(Actor(name, begin), 0.2 + 0.8 * self.plan.jitter(f"{name}/start"), avoid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +242,20 @@ class SimCrew:
 
     def start_owner(
         self, name: str, *, spec: DetectorSpec, lanes: Mapping[int, tuple[Partition, ...]],
-        parked: bool, **_: Any,
+        parked: bool, avoid: str, **_: Any,
     ) -> None:  # fmt: skip
         """Create an owner."""
-        self._world.owner(name, spec, lanes, parked=parked)
+        self._world.owner(name, spec, lanes, parked=parked, avoid=avoid)
         self._add(name)
 
-    def start_scorer(self, name: str, *, blob: bytes, **_: Any) -> None:
+    def start_scorer(self, name: str, *, blob: bytes, avoid: str, **_: Any) -> None:
         """Create a scorer."""
-        self._world.scorer(name, blob.decode())
+        self._world.scorer(name, blob.decode(), avoid=avoid)
         self._add(name)
+
+    def room(self, *_: Any) -> frozenset[str]:
+        """Machines that have room."""
+        return self._world.room()
 
     def _add(self, name: str) -> None:
         self.posts[name] = Post(name, NOTHING, self._world.hub.seconds())
@@ -277,7 +289,7 @@ class SimCrew:
                 world.hub.sleep(actor.unheard_until - world.hub.seconds())
             who = actor.owner or actor.scorer
             if who is not None and actor.process is process:
-                report = who.report()
+                report = replace(who.report(), node_id=actor.machine)
                 world.hub.at(0.002, lambda: self._heard(post, process, report))
 
         world.hub.at(delay, lambda: world.hub.spawn(process, look))
