@@ -35,7 +35,7 @@ DRAIN_MAX_S = 30.0  # A draining scorer is ended after this, whatever it still h
 ADOPT_S = 10.0  # Longest wait for actors that an earlier supervisor left to say what they are.
 BACKOFF_MAX_S = 30.0  # Longest pause between two starts of a version that does not start.
 STANDBY_S = 10.0  # Between two attempts to start who stands by for an owner.
-SPREAD_S = 60.0  # Between two attempts to get the pool off a single machine.
+SPREAD_S = 20.0  # Between two attempts to get the pool off a single machine.
 STARTS_KEPT = 20
 FAILED_MAX = 3  # A version that failed to start so often is waited for by no lane.
 
