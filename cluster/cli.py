@@ -28,6 +28,7 @@ COMMANDS = {
     "demo": "Watch a small world with floods and faults, without a broker.",
     "check": "Say whether a config, its models and its brokers are ready.",
     "backtest": "Score a file as the service would, and list the alerts.",
+    "evaluate": "Say how good the scores of a labelled file are.",
     "run": "Watch the topics of a config on this machine.",
     "deploy": "Watch them on a Ray cluster.",
     "status": "Say how the running service does.",
