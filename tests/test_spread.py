@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from lanes import alerts
 from ray.cluster_utils import Cluster
-from service import Service, config, until
+from service import Service, config, ray_local, until
 
 from raywatch.actors import runtime as actors
 from raywatch.actors.ports import Out
@@ -74,12 +74,13 @@ def test_what_stands_in_for_the_other_moves_to_a_machine_that_joins_and_survives
     topic: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")  # as in the shipped configs
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or the machine that joins would want a token
     table = generate(STREAM, 1_000)
     values, keys = to_json(table), [table.names[k].encode() for k in table.key]
     out = [(k, v) for k, v in zip(keys, values, strict=True)]
     half, events, name = len(out) // 2, topic("events"), topic("hosts")
     # The embedded log and the supervisor are on the head, which has room for nobody else.
+    with ray_local():
+        pass  # from here on this process, and every Ray that it starts, goes by the token
     here: dict[str, Any] = {"node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **here})
     first = cluster.add_node(num_cpus=4, **here)
