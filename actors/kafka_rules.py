@@ -175,7 +175,7 @@ def found(answers: Iterable[Any]) -> dict[Partition, Committed]:
 
 
 # A client that is hung up on guesses why: true of wrong protocols, and of brokers that stop.
-LATE = "OAUTHBEARER mechanism handshake failed: Broker: Request not valid"  # a moment, or no SASL
+LATE = "OAUTHBEARER mechanism handshake failed: Broker: Request not valid"  # too late, or no SASL
 GUESSES = ("security.protocol", "PLAINTEXT broker listener", "SSL alert", LATE)
 GUESS_S = 2.0  # so it is believed once it is this old and nothing else was heard
 NO_TOKENS = ("Failed to connect", "Could not", "Couldn't", "imed out", "imeout")

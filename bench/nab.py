@@ -29,10 +29,10 @@ from raywatch.actors.backtest import backtest
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster import runtime
 from raywatch.cluster.config import Config
+from raywatch.models.measures import PROBATION, PROBATION_MAX
 from raywatch.models.registry import build, shipped
 
 TOPIC = "nab"
-PROBATION, PROBATION_MAX = 0.15, 750  # share of a series, and records, that do not count
 
 
 class Series:

@@ -356,7 +356,8 @@ class Keeper:
         for seat, holder in self.seats.items():
             name = self.standbys.get(seat, "")
             at, late = self._node(holder), now - self._stood_by.get(seat, -STANDBY_S) >= STANDBY_S
-            near = late and at and at == self._node(name)
+            works = _works(self.reports().get(holder))
+            near = late and works and at and at == self._node(name)
             moves = near and self._crew.room(self._deployment.owner_cpus) - {at}
             if name and (moves or posts[name].gone or self._trouble(posts[name], now)):
                 self._crew.end(name)
@@ -364,7 +365,7 @@ class Keeper:
                 if moves:
                     words = f"who stands by for {holder} moves to another machine"
                     self._say("info", words, "standby moves")
-            if seat not in self.standbys and late and _works(self.reports().get(holder)):
+            if seat not in self.standbys and late and works:
                 self._stood_by[seat] = now
                 self.standbys[seat] = self._start_owner(seat, parked=True, avoid=at)
 
@@ -414,8 +415,9 @@ class Keeper:
             pool = self._deployment.pool
             if spread.huddled(placed, self._crew.room(pool.cpus, pool.device)):
                 self._guested, self._guest = now, self.start(version)
-                words = f"all {count} scorers are on one machine: one moves to another"
-                self._say("info", words, "scorer moves")
+                if self._guest:
+                    words = f"all {count} scorers are on one machine: one moves to another"
+                    self._say("info", words, "scorer moves")
         guest = self.scorers.get(self._guest)
         return int(guest is not None and guest.ready is None and now - guest.started < ROOM_S)
 

@@ -39,7 +39,7 @@ from raywatch.models.errors import ConfigError, RaywatchError, Unreachable
 CONNECT_S = 30.0
 KNOCK_S = 5.0
 CALL_S = 20.0
-ROOM_S = 5.0  # Between two looks at what machines have left.
+LOOK_S = 5.0  # Between two looks at what machines have left.
 PAUSE_S = 0.05  # Shortest time between two rounds: whoever dies again and again must not fill it.
 CLUSTERED: bool = ray_constants.ENABLE_RAY_CLUSTER  # whether Ray has clusters on this platform
 
@@ -228,9 +228,9 @@ class Crew:
         self._add(name, handle)
 
     def room(self, cpus: float, device: str = "cpu") -> frozenset[str]:
-        """Machines that have room for an actor, as of ROOM_S ago at most."""
+        """Machines that have room for an actor, as of LOOK_S ago at most."""
         wanted, now = {"CPU": cpus, "GPU": _gpus(device)}, self._clock.monotonic()
-        if now - self._looked > ROOM_S:
+        if now - self._looked > LOOK_S:
             self._free, self._looked = ray_state.available_resources_per_node(), now
         return frozenset(
             node

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from raywatch.models.scorer import F64, I64
+
 Bools = NDArray[np.bool_]
 
 PROBATION, PROBATION_MAX = 0.15, 750  # NAB: share of a series, and records, that do not count
@@ -85,7 +85,7 @@ def nab(series: Sequence[tuple[F64, I64]], threshold: float | None = None) -> di
 
 def _counted(score: F64, window: I64, at: int) -> tuple[F64, I64, F64]:
     """Of the records of a key that count: score, window by a number of its own, reward."""
-    begin = int(min(math.floor(PROBATION * len(score)), PROBATION * 5_000))
+    begin = min(math.floor(PROBATION * len(score)), PROBATION_MAX)
     number = np.where(window >= 0, window + (at << 32), -1)
     found = np.nan_to_num(score.astype(np.float64), nan=-np.inf)
     return found[begin:], number[begin:], _rewards(window)[begin:]
@@ -94,8 +94,7 @@ def _counted(score: F64, window: I64, at: int) -> tuple[F64, I64, F64]:
 def _rewards(window: I64) -> F64:
     """What a detection at each record is worth: 1 at the begin of a window, -1 far from any."""
     at, reward = np.arange(len(window), dtype=np.float64), np.full(len(window), -1.0)
-    runs = [run for number in np.unique(window[window >= 0]) for run in stretches(window == number)]
-    runs.sort()
+    runs = _windows(window)
     for index, (begin, end) in enumerate(runs):
         width = float(end - begin + 1)
         inside = at[begin : end + 1]
@@ -232,11 +231,7 @@ def alarms(alert: Bools, window: I64) -> Alarms:
 
 
 def _windows(window: I64) -> list[tuple[int, int]]:
-    begins = np.flatnonzero(np.concatenate(([True], window[1:] != window[:-1])) & (window >= 0))
-    return [(int(at), int(at + _run(window[at:]) - 1)) for at in begins]
-
-
-def _run(window: I64) -> int:
-    """How long the first value lasts."""
-    other = np.flatnonzero(window != window[0])
-    return int(other[0]) if len(other) else len(window)
+    """First and last index of each window."""
+    edges = (np.flatnonzero(window[1:] != window[:-1]) + 1).tolist()
+    runs = pairwise([0, *edges, len(window)])
+    return [(begin, end - 1) for begin, end in runs if window[begin] >= 0]

@@ -23,7 +23,7 @@ from hypothesis import given
 from raywatch.actors.evaluate import evaluate
 from raywatch.models import measures
 from raywatch.models.errors import ConfigError
-from raywatch.models.measures import F64, I64
+from raywatch.models.scorer import F64, I64
 
 REFEREE = {  # of `series()`: best score and its threshold, score at 3.0
     "standard": (60.067632722392155, 2.72, 55.79159178331525),
