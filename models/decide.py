@@ -71,7 +71,8 @@ PROFILES = (3, 4)  # arrays of State that only models with time-of-day profiles 
 class Decider:
     """Decisions for the keys of one lane. One thread uses it.
 
-    `profiles` adds the two time-of-day views: for models that ask for them.
+    `profiles` adds the two time-of-day views: for models that ask for them. `evidence` tells that
+    of every record, not of episodes only.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Decider:
         channels: int,
         *,
         profiles: bool = False,
+        evidence: bool = False,
     ) -> None:
         assert channels >= 1, channels
         names = [component.name for component in components]
@@ -90,6 +92,7 @@ class Decider:
         self.components = components
         self.channels = channels
         self.profiles = profiles
+        self._evidence = evidence
         self.names = (*names, *(profile.VIEWS if profiles else ()))
         self._table = _table(components, profiles=profiles)
         rate, excess_rate = calibrate.rates(settings.half_life)
@@ -228,6 +231,7 @@ class Decider:
             episode=np.empty((records, 7), np.int64),
             share=np.empty((records, channels)),
             expected=np.empty((records, channels)),
+            evidence=np.empty((records if self._evidence else 0, channels)),
         )
         batch = Batch(
             touched=_own(touched, np.int32),
@@ -242,7 +246,8 @@ class Decider:
         )
         found = decide_batch(self._table, self._rule, self._state, batch, scratch, out)
         episodes = [self._episode(out, row, values) for row in range(found)]
-        return Decided(out.score, out.p, out.event, episodes)
+        evidence = out.evidence if self._evidence else None
+        return Decided(out.score, out.p, out.event, episodes, evidence)
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64]:
         """Parts of all components in one array, and where each begins."""

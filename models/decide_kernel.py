@@ -82,6 +82,7 @@ class Out(NamedTuple):
     episode: I64  # (N, 7)
     share: F64  # (N, C)
     expected: F64  # (N, C)
+    evidence: F64  # (N, C), or (0, C) where nobody asks
 
 
 @njit(cache=True, nogil=True)
@@ -172,21 +173,40 @@ def _strangest(
 
 
 @njit(cache=True, nogil=True)
-def _shares(now: F64, fired: int, share: F64, to: int) -> int:
-    """Squared scores of a component as shares of the channels; returns the largest channel."""
+def _evidence(
+    now: F64, table: I64, calibration: F64, slot: int, warmup: int, evidence: F64, to: int
+) -> None:
+    """What each channel would be by itself: the sum of its -log10 p over the components.
+
+    The component that fired is not enough: what it saw first, others see better (docs/quality.md).
+    """
     channels = now.shape[1]
+    for channel in range(channels):
+        evidence[to, channel] = 0.0
+    for row in range(now.shape[0]):
+        if table[row, EVENT] == 0 or calibration[slot, row, calibrate.COUNT] < warmup:
+            continue
+        for channel in range(channels):
+            score = now[row, channel]
+            if not math.isnan(score):
+                score = max(min(score, LARGEST), 0.0)
+                evidence[to, channel] += calibrate.judge(calibration, slot, row, score)
+
+
+@njit(cache=True, nogil=True)
+def _shares(share: F64, to: int) -> int:
+    """Evidence to shares of its squares, in place; returns the largest channel.
+
+    Squares, for every usual channel has some evidence: of 38 channels that would be most of it.
+    """
+    channels = share.shape[1]
     largest, total = 0, 0.0
     for channel in range(channels):
-        score = now[fired, channel]
-        square = 0.0
-        if not math.isnan(score):
-            square = min(abs(score), LARGEST) ** 2
-        share[to, channel] = square
-        total += square
-        if square > share[to, largest]:
+        if share[to, channel] > share[to, largest]:
             largest = channel
+        total += share[to, channel] ** 2
     for channel in range(channels):
-        share[to, channel] = share[to, channel] / total if total > 0.0 else 1.0 / channels
+        share[to, channel] = share[to, channel] ** 2 / total if total > 0.0 else 1.0 / channels
     return largest
 
 
@@ -203,13 +223,21 @@ def _record(out: Out, found: int, at: int, kind: int, slot: int, incidents: I64)
 
 @njit(cache=True, nogil=True)
 def _explain(
-    batch: Batch, scratch: Scratch, out: Out, engine: int, found: int, origin: Origin
+    table: I64,
+    rule: Rule,
+    state: State,
+    batch: Batch,
+    scratch: Scratch,
+    out: Out,
+    found: int,
+    origin: Origin,
 ) -> None:
     """Shares, expected values and lag of an episode. `origin`: (key, records, t, base)."""
-    channels = scratch.now.shape[1]
+    channels, engine = scratch.now.shape[1], rule.engine
     key, records, t, base = origin
-    fired = out.episode[found, FIRED]
-    worst = _shares(scratch.now, fired, out.share, found)
+    slot, fired = out.episode[found, SLOT], out.episode[found, FIRED]
+    _evidence(scratch.now, table, state.calibration, slot, rule.warmup, out.share, found)
+    worst = _shares(out.share, found)
     for channel in range(channels):
         if fired >= engine:
             out.expected[found, channel] = scratch.usual[fired - engine, channel]
@@ -233,14 +261,11 @@ def decide_batch(
     """
     # Taking an array out of a tuple counts a reference: not once a record.
     counts, time_ms, flat, weight = batch.counts, batch.time_ms, batch.flat, batch.weight
-    count, held, calibration, incidents = (
-        state.total,
-        state.held,
-        state.calibration,
-        state.incident,
-    )
+    count, held = state.total, state.held
+    calibration, incidents = state.calibration, state.incident
     now, fresh, cursor, logs = scratch.now, scratch.fresh, scratch.cursor, scratch.logs
     engine, channels = rule.engine, now.shape[1]
+    evidence, asked = out.evidence, out.evidence.shape[0] > 0
     strange = now[engine:]
     views = strange.shape[0] > 0
     found, base = 0, 0
@@ -289,9 +314,11 @@ def decide_batch(
                 rule.update_factor,
                 rule.quiet,
             )
+            if asked:
+                _evidence(now, table, calibration, slot, rule.warmup, evidence, at)
             if kind != incident.NOTHING:
                 _record(out, found, at, kind, slot, incidents)
-                _explain(batch, scratch, out, engine, found, (key, records, t, base))
+                _explain(table, rule, state, batch, scratch, out, found, (key, records, t, base))
                 found += 1
         for row in range(engine):
             cursor[row] += channels * fresh[row]

@@ -40,7 +40,7 @@ class Episode:
     score: float  # sustained score of this record
     event: float  # event score of this record
     component: str  # what fired; at `resolved`, what had fired last
-    channel_share: tuple[float, ...]  # of the component at this record; sums to 1
+    channel_share: tuple[float, ...]  # of the squared evidence at this record; sums to 1
     observed: tuple[float, ...]  # as recorded, NaN where missing
     expected: tuple[float, ...]  # in the unit of the record, NaN where unknown
     lag: int  # how many records ago it looked most alike; 0: none
@@ -65,6 +65,8 @@ class Decided:
     p: F64  # (N,) tail probability, in (0, 1]; 1 where nothing had a say
     event: F32  # (N,) -log10 p where it passed the gate, else 0
     episodes: list[Episode]  # by index
+    # (N, C) sum of the components' -log10 p of each channel; None: was not asked for
+    evidence: F64 | None = None
 
 
 @njit(cache=True, nogil=True)

@@ -414,17 +414,20 @@ def test_an_episode_says_what_fired_and_what_was_expected() -> None:
     assert episode.event == pytest.approx(-math.log10(episode.p))
 
 
-def test_shares_are_squared_weighted_scores_and_sum_to_one() -> None:
+def test_shares_are_squared_evidence_and_sum_to_one() -> None:
     s = stream(31, 400, 3, ONE)
     part = np.random.default_rng(31).uniform(0.5, 1.0, (3, 400)).astype(np.float32)
     part[:, 300] = 100.0, 400.0, np.nan
     s = replace(s, parts={"a": part})
-    (episode, *_) = [e for e in whole(Decider(QUICK, ONE, 3), {0: s})[0].episodes if e.index == 300]
-    squares = (np.array([100.0, 400.0]) * s.weight[:2, 300]) ** 2
-    np.testing.assert_allclose(episode.channel_share[:2], squares / squares.sum(), rtol=1e-12)
-    assert episode.channel_share[2] == 0.0
+    told = batch(Decider(QUICK, ONE, 3, evidence=True), {0: s}, {0: 0}, {0: 400})
+    (episode, *_) = [e for e in told.episodes if e.index == 300]
+    assert told.evidence is not None
+    seen = told.evidence[300]
+    assert (seen[0] > 3.0, seen[2]) == (True, 0.0)  # p = 1e-3 would alert
+    np.testing.assert_allclose(episode.channel_share, seen**2 / (seen**2).sum(), rtol=1e-12)
     assert sum(episode.channel_share) == pytest.approx(1.0)
-    worst = int(np.argmax(squares))
+    worst = int(np.argmax(np.array([100.0, 400.0]) * s.weight[:2, 300]))
+    assert worst == np.argmax(seen)
     assert episode.lag == s.lag[worst, 300]
     np.testing.assert_array_equal(episode.expected, s.anchor + s.expected[:, 300].astype(float))
 
