@@ -6,6 +6,7 @@ nothing but the records before it.
 """
 
 import errno
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -17,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raywatch.actors.files import FileBatch, read_file, resolve
 from raywatch.actors.flow import Batch, Flow, Said
@@ -36,6 +38,8 @@ SCHEMA = pa.schema(
         ("alert_id", pa.string()),
     ]
 )
+EVIDENCE = "evidence"  # column with a list for each record; the schema names its channels
+CHANNELS = b"channels"  # in the metadata of the schema
 
 
 @dataclass(slots=True)
@@ -58,27 +62,31 @@ def backtest(
     *,
     alerts: Path | None = None,
     partitions: int = 1,
+    evidence: bool = False,
     progress: Callable[[int], None] = lambda records: None,
 ) -> Summary:
     """Score a Parquet, CSV or JSON-lines file; write OUTPUT and, where asked, all alerts as JSON.
 
     `partitions` spreads keys as Kafka's default partitioner would: silence is judged among the
     keys of one partition, so give the topic's number to see the service's own missing-data alerts.
-    Rejected records keep their row, with an empty key and no score. Raises ConfigError.
+    Rejected records keep their row, with an empty key and no score. With `evidence` each record
+    says what its channels would be by themselves: sums of -log10 p over the components, whose
+    squares are what an alert's shares are shares of. Raises ConfigError.
     """
     spec = replace(spec, record=resolve(path, spec.record))
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
-    flow = Flow(spec, names, model)
+    flow = Flow(spec, names, model, evidence=evidence)
+    schema = _with_evidence(SCHEMA, spec.record.values) if evidence else SCHEMA
     summary = Summary(model=model.version)
     with ExitStack() as stack:
-        writer = stack.enter_context(_table_file(output))
+        writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
         for piece in read_file(path, spec.record, spec.batch_records, partitions=partitions):
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
-            table = _table(piece, batch, said)
+            table = _table(piece, batch, said, schema)
             with _writing(output):
                 writer.write_table(table)
             if alerts is not None and said_to is not None:
@@ -104,14 +112,14 @@ def _writing(path: Path) -> Generator[None]:
 
 
 @contextmanager
-def _table_file(path: Path) -> Generator[Any]:
+def _table_file(path: Path, schema: pa.Schema) -> Generator[Any]:
     """A Parquet file that is there when it is whole, and not before."""
     part = path.with_name(f"{path.name}.part")
     with _writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = pq.ParquetWriter(part, SCHEMA, compression="zstd")
+        writer = pq.ParquetWriter(part, schema, compression="zstd")
     try:
         yield writer
         with _writing(path):
@@ -137,7 +145,12 @@ def _alerts_file(path: Path) -> Generator[IO[bytes]]:
             file.close()
 
 
-def _table(piece: FileBatch, batch: Batch, said: Said) -> pa.Table:
+def _with_evidence(schema: pa.Schema, channels: tuple[str, ...]) -> pa.Schema:
+    wide = schema.append(pa.field(EVIDENCE, pa.list_(pa.float32())))
+    return wide.with_metadata({CHANNELS: json.dumps(channels).encode()})
+
+
+def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.Table:
     """The output rows of one batch, rejected records included."""
     size = piece.rows
     first = int(piece.first)
@@ -167,18 +180,29 @@ def _table(piece: FileBatch, batch: Batch, said: Said) -> pa.Table:
         if entry.state == "open" and entry.rule == "anomaly":
             alert[at[cause]] = True
             ids[at[cause]] = entry.id
-    return pa.Table.from_arrays(
-        [
-            pa.array(keys, pa.string()),
-            pa.array(ts, pa.int64(), mask=~valid),
-            pa.array(score),
-            pa.array(p),
-            pa.array(event),
-            pa.array(alert),
-            pa.array(ids, pa.string()),
-        ],
-        schema=SCHEMA,
-    )
+    columns = [
+        pa.array(keys, pa.string()),
+        pa.array(ts, pa.int64(), mask=~valid),
+        pa.array(score),
+        pa.array(p),
+        pa.array(event),
+        pa.array(alert),
+        pa.array(ids, pa.string()),
+    ]
+    if len(schema) > len(SCHEMA):
+        columns.append(_evidence(batch, said, valid))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
+    """A list for each row, null for a reject."""
+    ends = np.concatenate(([0], np.cumsum(valid)))
+    flat = np.zeros((int(ends[-1]), batch.records.values.shape[1]), np.float32)
+    if said.decided is not None:
+        assert said.decided.evidence is not None, "the flow was to tell it"
+        flat[batch.order] = said.decided.evidence
+    offsets = pa.array((ends * flat.shape[1]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)), mask=pa.array(~valid))
 
 
 def _count(summary: Summary, piece: FileBatch, said: Said) -> None:

@@ -79,10 +79,15 @@ class Said:
 
 
 class Flow:
-    """State and arithmetic of one lane."""
+    """State and arithmetic of one lane. `evidence`: tell it of every record, not of alerts only."""
 
     def __init__(
-        self, spec: DetectorSpec, partitions: Sequence[Partition], model: ModelSpec
+        self,
+        spec: DetectorSpec,
+        partitions: Sequence[Partition],
+        model: ModelSpec,
+        *,
+        evidence: bool = False,
     ) -> None:
         channels = len(spec.record.values)
         self.spec = spec
@@ -96,6 +101,7 @@ class Flow:
         self.rejecting = Rejecting(spec.rejects_max, max(1, len(self.partitions)))
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
         self.model = model
+        self._evidence = evidence
         self.decider = self._decider(model)
         self.speak = dict.fromkeys(self.partitions, 0)
 
@@ -250,6 +256,7 @@ class Flow:
             model.components,
             len(self.spec.record.values),
             profiles=model.profiles,
+            evidence=self._evidence,
         )
 
     def _adopt(self, model: ModelSpec) -> None:
@@ -314,7 +321,7 @@ class Flow:
         try:
             self.load(snapshot)
         except ArtifactError:
-            self.__init__(self.spec, self.partitions, self.model)
+            self.__init__(self.spec, self.partitions, self.model, evidence=self._evidence)
             return False
         return True
 

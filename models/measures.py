@@ -2,7 +2,8 @@
 
 Each measure takes arrays and knows neither files nor models. NAB: Lavin and Ahmad 2015
 (arXiv 1510.03336), as NAB v1.1 computes it. VUS-PR: Paparrizos et al., VLDB 2022, as TSB-AD
-computes it, with 250 thresholds. Point-adjusted F1 is left out on purpose: it praises chance.
+computes it, with 250 thresholds. Hit rate: Su et al., KDD 2019 (OmniAnomaly). Point-adjusted F1 is
+left out on purpose: it praises chance.
 
 A *window* is a stretch of one key that somebody labelled. Windows come as one integer for each
 record: -1 outside, the same number within.
@@ -228,6 +229,30 @@ def alarms(alert: Bools, window: I64) -> Alarms:
             delays.append(int(hits[0]))
             shares.append(float(hits[0] / (end - begin + 1)))
     return Alarms(delays, shares, len(parts) - len(delays), int((alert & (window < 0)).sum()))
+
+
+def hit_rate(evidence: F64, causes: Sequence[int], share: float) -> float:
+    """HitRate@P% of one window, P% = `share`: whether what is blamed is to blame.
+
+        |G and the first floor(P% * |G|) channels by evidence| / |G|      G: causes
+
+    A channel's evidence over a window is the largest that it had at any of its records; means and
+    sums over the window, and the record where the key as a whole was strangest, rank worse
+    (docs/quality.md). Of channels with equal evidence those that are no cause come first: silence
+    is worth nothing.
+
+    Args:
+        evidence: (n, C) of each record of the window; NaN is none.
+        causes: channels that somebody found to be the cause; at least one.
+        share: 1.0 and 1.5 are usual.
+    """
+    guilty = np.zeros(evidence.shape[1], np.bool_)
+    guilty[list(causes)] = True
+    count = int(guilty.sum())
+    assert count > 0, causes
+    largest = np.nan_to_num(evidence, nan=-np.inf).max(axis=0)
+    blamed = np.lexsort((guilty, -largest))[: math.floor(share * count)]
+    return float(guilty[blamed].sum() / count)
 
 
 def _windows(window: I64) -> list[tuple[int, int]]:

@@ -106,6 +106,36 @@ def test_alerts_are_counted_by_window() -> None:
     assert measures.alarms(alert, window) == measures.Alarms([1], [0.25], missed=1, false=2)
 
 
+EVIDENCE = np.array([[0.0, 9.0, 1.0, 2.0, 3.0], [8.0, 0.0, 1.0, 2.0, np.nan]])  # of two records
+
+
+@pytest.mark.parametrize(
+    ("causes", "share", "rate"),
+    [
+        ([0], 1.0, 0.0),  # first is channel 1
+        ([1], 1.0, 1.0),
+        ([0], 1.5, 0.0),  # floor(1.5) is 1
+        ([0, 1], 1.0, 1.0),  # 9 and 8, each at a record of its own
+        ([0, 4], 1.0, 0.5),  # 9 8 | 3
+        ([0, 4], 1.5, 1.0),  # 9 8 3
+        ([2, 3, 4], 1.0, 1 / 3),  # 9 8 3 | 2 1
+        ([2, 3, 4], 1.5, 2 / 3),  # floor(4.5) is 4: 9 8 3 2 | 1
+        ([0, 4, 4], 1.0, 0.5),  # named twice is named once
+        ([0, 1, 2, 3, 4], 1.5, 1.0),
+    ],
+)
+def test_the_hit_rate_is_the_share_of_causes_among_the_first(
+    causes: list[int], share: float, rate: float
+) -> None:
+    assert measures.hit_rate(EVIDENCE, causes, share) == pytest.approx(rate)
+
+
+def test_silence_blames_nobody() -> None:
+    for causes in ([0], [4], [1, 3]):
+        assert measures.hit_rate(np.zeros((4, 5)), causes, 1.0) == 0.0
+        assert measures.hit_rate(np.full((4, 5), np.nan), causes, 1.0) == 0.0
+
+
 # ---- the command -------------------------------------------------------------------------------
 
 
@@ -188,3 +218,106 @@ def test_what_cannot_be_measured_ends_with_2_and_says_why(
         evaluate(out, short, "label")
     with pytest.raises(ConfigError, match="cannot read scores"):
         evaluate(path, short, "label")
+
+
+# ---- causes ------------------------------------------------------------------------------------
+
+BLAME = {900: "cpu", 910: "cpu, disk", 1_000: "mem", 1_100: ""}  # first record of a window -> cause
+TRUTH = {900: ("cpu",), 910: ("cpu", "disk"), 1_000: ("disk",), 1_100: ("mem",)}
+CHANNELS = ("cpu", "mem", "disk")
+
+
+def blamed() -> list[dict[str, Any]]:
+    """One key; at the begin of each window of 10 records the channels of TRUTH jump.
+
+    900 and 910 are one window with two causes. Of 1,000 the wrong channel is named, of 1,100 none.
+    """
+    random, made = np.random.default_rng(3), list[dict[str, Any]]()
+    for step in range(1_300):
+        begin = next((at for at in BLAME if at <= step < at + 10), None)
+        row: dict[str, Any] = {"host": "a", "ts": 1_000 * step, "label": int(begin is not None)}
+        for channel in CHANNELS:
+            jump = 30.0 if step in TRUTH and channel in TRUTH[step] else 0.0
+            row[channel] = float(np.round(random.normal() + jump, 4))
+        row["cause"] = (BLAME[begin] if begin is not None else None) or None
+        made.append(row)
+    made[905]["label"] = None  # not judged
+    made[906] |= dict.fromkeys(CHANNELS)  # a reject: it has no evidence
+    return made
+
+
+def blaming(folder: Path, **detector: Any) -> Path:
+    record = {"key": "host", "time": "ts", "values": list(CHANNELS)}
+    return written(folder, record=record, alert={"warmup": 300}, **detector)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_causes_give_a_hit_rate(kind: str, tmp_path: Path, raywatch: Callable[..., Said]) -> None:
+    config, path = blaming(tmp_path), labelled(tmp_path, kind, blamed())
+    told = raywatch("evaluate", config, path, "--causes", "cause", "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)
+    assert found["windows"] == 3
+    # cpu: 1; cpu and disk: 1; mem, where disk jumped: 0, and at 150 % of one cause still one place.
+    assert found["hit_rate"] == {"100": pytest.approx(2 / 3), "150": pytest.approx(2 / 3)}
+
+    out = tmp_path / "out.parquet"
+    assert raywatch("backtest", config, path, "--output", out, "--evidence").code == 0
+    again = raywatch("evaluate", config, path, "--causes", "cause", "--scores", out, "--json")
+    assert json.loads(again.out) == found
+    assert (
+        "hit rate at 100 % of the causes"
+        in raywatch("evaluate", config, path, "--causes", "cause", "--scores", out).out
+    )
+    assert json.loads(raywatch("evaluate", config, path, "--json").out)["hit_rate"] == {}
+
+
+def test_backtest_writes_the_evidence_of_each_channel_where_asked(
+    tmp_path: Path, raywatch: Callable[..., Said]
+) -> None:
+    config, path = blaming(tmp_path), labelled(tmp_path, "parquet", blamed())
+    plain, out = tmp_path / "plain.parquet", tmp_path / "out.parquet"
+    assert raywatch("backtest", config, path, "--output", plain).code == 0
+    assert raywatch("backtest", config, path, "--output", out, "--evidence").code == 0
+    table = pq.read_table(out)
+    assert table.drop_columns(["evidence"]).equals(pq.read_table(plain))
+    rows = table["evidence"].to_pylist()
+    assert [at for at, row in enumerate(rows) if row is None] == [906]
+    assert {len(row) for row in rows if row is not None} == {3}
+    assert [int(np.argmax(rows[at])) for at in (900, 1_000, 1_100)] == [0, 2, 1]
+    assert json.loads(table.schema.metadata[b"channels"]) == list(CHANNELS)
+
+
+def test_causes_that_cannot_be_judged_end_with_2_and_say_why(
+    tmp_path: Path, raywatch: Callable[..., Said]
+) -> None:
+    config, made = blaming(tmp_path), blamed()
+    path, out = labelled(tmp_path, "parquet", made), tmp_path / "out.parquet"
+    assert raywatch("backtest", config, path, "--output", out).code == 0
+
+    def refused(*words: str | Path) -> str:
+        told = raywatch("evaluate", config, *words)
+        assert told.code == 2, told.out
+        return told.err
+
+    said = refused(path, "--causes", "cause", "--scores", out)
+    assert "no column `evidence`" in said
+    assert "--evidence" in said
+    assert "no column `causes`" in refused(path, "--causes", "causes")
+
+    def with_cause(at: int, cause: object) -> Path:
+        return labelled(
+            tmp_path,
+            "jsonl",
+            [row | ({"cause": cause} if n == at else {}) for n, row in enumerate(made)],
+        )
+
+    said = refused(with_cause(1_002, "cpu,gpu"), "--causes", "cause")
+    assert "row 1002: `cpu,gpu` names no channels that were scored" in said
+    assert "cpu, mem, disk" in said
+    assert "row 1002" in refused(with_cause(1_002, "cpu,"), "--causes", "cause")
+    assert "row 1002" in refused(with_cause(1_002, ["cpu"]), "--causes", "cause")
+    said = refused(with_cause(500, "cpu"), "--causes", "cause")
+    assert "row 500: a cause where `label` says nothing is wrong" in said
+    none = labelled(tmp_path, "csv", [row | {"cause": None} for row in made])
+    assert "no window" in refused(none, "--causes", "cause")

@@ -22,6 +22,9 @@ def backtest(
     partitions: Annotated[
         int, typer.Option(min=1, max=10_000, help="Partitions that the keys are spread over.")
     ] = 1,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Also say of each record what its channels show.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Score a file as the service would, and list the alerts. Needs no broker."""
@@ -42,6 +45,7 @@ def backtest(
             Path(output),
             alerts=Path(alerts) if alerts else None,
             partitions=partitions,
+            evidence=evidence,
             progress=count,
         )
     seconds = time.perf_counter() - begin

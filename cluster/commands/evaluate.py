@@ -40,6 +40,9 @@ def evaluate(
         float | None,
         typer.Option(help="Of NAB, on event_score. Without it: the best one for these labels."),
     ] = None,
+    causes: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Which channels caused a window: `cpu,mem`.")
+    ] = "",
     detector: DetectorName = "",
     json: JsonFlag = False,
 ) -> None:
@@ -47,7 +50,8 @@ def evaluate(
 
     NAB of event_score, VUS-PR and event recall of score, false alarms of p_value against what they
     promise, and what the alerts of the config found, and when. Every run of one label that is not
-    --normal is a window, within a key. Records without a label are scored and not judged.
+    --normal is a window, within a key. Records without a label are scored and not judged. With
+    --causes also the hit rate of explanations; --scores must be of `backtest --evidence` then.
     """
     from raywatch.actors import backtest, evaluate
     from raywatch.cluster.config import load
@@ -61,11 +65,13 @@ def evaluate(
         if not scores:
             scorer = build(open_registry(settings).resolve(spec.model), settings.pool.device)
             with progress("scoring") as count:
-                backtest.backtest(spec, scorer, Path(source), output, progress=count)
+                backtest.backtest(
+                    spec, scorer, Path(source), output, evidence=bool(causes), progress=count
+                )
         with progress("measuring") as count:
             found = evaluate.evaluate(
                 output, Path(source), label,
-                normal=normal, buffer=buffer, threshold=threshold, progress=count,
+                normal=normal, buffer=buffer, threshold=threshold, causes=causes, progress=count,
             )  # fmt: skip
     result(_fields(found), json, _lines)
 
@@ -93,6 +99,7 @@ def _fields(found: "Quality") -> dict[str, Any]:
             "delay_records": _known(found.delay),
             "first_quarter": _known(found.first_quarter),
         },
+        "hit_rate": {f"{100 * share:g}": _known(v) for share, v in found.hit_rate.items()},
         "keys": keys,
     }
 
@@ -118,6 +125,7 @@ def _lines(found: Any) -> list[str]:
         ("false alerts", alerts["false"]),
         ("median delay of those found, records", alerts["delay_records"]),
         ("of those found, in their first quarter", alerts["first_quarter"]),
+        *((f"hit rate at {share} % of the causes", v) for share, v in found["hit_rate"].items()),
     ]
     lines += ["", *table(("measure", "value"), measures)]
     worst = sorted(
