@@ -55,6 +55,7 @@ class Quality:
     nab: dict[str, measures.Nab]  # of `event_score`, by NAB's profiles
     vus_pr: float  # of `score`, mean over keys that have a window
     event_recall: dict[float, float]  # of `score`, by rate of false alarms; mean over those keys
+    event_score_recall: dict[float, float]  # the same of `event_score`
     false_alarms: dict[float, float]  # nominal probability -> share of normal records below it
     found: int  # windows with an alert in them
     false: int  # alerts outside every window
@@ -141,6 +142,7 @@ class _Found:
         self._hits: list[list[float]] = []
         self._series: list[tuple[F64, I64]] = []
         self._recall: dict[float, list[float]] = {rate: [] for rate in RATES}
+        self._event_recall: dict[float, list[float]] = {rate: [] for rate in RATES}
         self._below = dict.fromkeys(NOMINAL, 0)
         self._normals = 0
         self._alarms: list[measures.Alarms] = []
@@ -150,9 +152,11 @@ class _Found:
         """One key's records, in order; `rows` of the file."""
         window = measures.numbered(label, self._normal)
         score, p_value = numbers["score"].astype(np.float64), numbers["p_value"]
-        self._series.append((numbers["event_score"].astype(np.float64), window))
-        for rate, values in self._recall.items():
-            values.append(measures.event_recall(score, window, rate))
+        event = numbers["event_score"].astype(np.float64)
+        self._series.append((event, window))
+        for rate in RATES:
+            self._recall[rate].append(measures.event_recall(score, window, rate))
+            self._event_recall[rate].append(measures.event_recall(event, window, rate))
         self._normals += int((window < 0).sum())
         for nominal in NOMINAL:
             self._below[nominal] += int((p_value[window < 0] <= nominal).sum())
@@ -177,6 +181,7 @@ class _Found:
             nab=measures.nab(self._series, threshold),
             vus_pr=_mean([each.vus_pr for each in self._keys]),
             event_recall={rate: _mean(values) for rate, values in self._recall.items()},
+            event_score_recall={rate: _mean(values) for rate, values in self._event_recall.items()},
             false_alarms={
                 nominal: below / self._normals if self._normals else math.nan
                 for nominal, below in self._below.items()

@@ -179,6 +179,7 @@ def test_a_labelled_file_is_scored_and_measured(
     assert found["alerts"]["delay_records"] == 3.0
     assert found["nab"]["standard"]["score"] > 50.0
     assert found["event_recall"] == {"0.01": 1.0, "0.001": 1.0}
+    assert found["event_score_recall"] == {"0.01": 1.0, "0.001": 1.0}
     assert [(k["key"], k["windows"], k["found"]) for k in found["keys"]] == [
         ("a", 1, 1),
         ("b", 0, 0),

@@ -48,9 +48,9 @@ def evaluate(
 ) -> None:
     """Score a labelled file as the service would, and say how good it was. Needs no broker.
 
-    NAB of event_score, VUS-PR and event recall of score, false alarms of p_value against what they
-    promise, and what the alerts of the config found, and when. Every run of one label that is not
-    --normal is a window, within a key. Records without a label are scored and not judged. With
+    NAB of event_score, VUS-PR of score, event recall of both, false alarms of p_value against what
+    they promise, and what the alerts of the config found, and when. Every run of one label that is
+    not --normal is a window, within a key. Records without a label are scored and not judged. With
     --causes also the hit rate of explanations; --scores must be of `backtest --evidence` then.
     """
     from raywatch.actors import backtest, evaluate
@@ -89,6 +89,9 @@ def _fields(found: "Quality") -> dict[str, Any]:
         "nab": nab,
         "vus_pr": _known(found.vus_pr),
         "event_recall": {f"{rate:g}": _known(v) for rate, v in found.event_recall.items()},
+        "event_score_recall": {
+            f"{rate:g}": _known(v) for rate, v in found.event_score_recall.items()
+        },
         "false_alarms": {
             f"{nominal:g}": {"measured": _known(v), "ratio": _known(v / nominal)}
             for nominal, v in found.false_alarms.items()
@@ -116,7 +119,11 @@ def _lines(found: Any) -> list[str]:
         *((f"NAB {name}", each["score"]) for name, each in nab.items()),
         ("NAB threshold (standard)", nab["standard"]["threshold"]),
         ("VUS-PR", found["vus_pr"]),
-        *((f"event recall at {rate} false alarms", v) for rate, v in found["event_recall"].items()),
+        *(
+            (f"event recall of {name} at {rate} false alarms", v)
+            for name, of in (("score", "event_recall"), ("event_score", "event_score_recall"))
+            for rate, v in found[of].items()
+        ),
         *(
             (f"false alarms at {nominal}, measured over nominal", each["ratio"])
             for nominal, each in found["false_alarms"].items()
