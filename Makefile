@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo dev check test fuzz sim chaos bench kafka docs format clean
+.PHONY: help demo dev check test fuzz sim chaos bench quality kafka docs format clean
 
 help: ## List what can be made
 	@echo "New here? make demo"
@@ -59,6 +59,10 @@ chaos: dev needs ## Break a service on three brokers 200 times in 20 minutes (as
 
 bench: dev needs ## Measure against the same work by hand, on real Kafka
 	$(BIN)/python bench/bench.py
+
+DATA ?= ../shared/data/public
+quality: dev ## Measure detection on public series (DATA=folder) and write docs/quality.md
+	$(BIN)/python bench/quality.py $(DATA)
 
 kafka: dev needs ## Start Apache Kafka on 127.0.0.1:9092 (SECURITY=1: with TLS, SASL and rights)
 	$(BIN)/python tools/kafka.py start .kafka/$(if $(SECURITY),secured --security,local)
