@@ -172,6 +172,13 @@ def test_what_is_missing_is_one_error_and_the_page_stays(
     assert page.read_text() == "as it was"
 
 
+def test_a_torn_file_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "nab.parquet").write_bytes(b"PAR1 and then nothing")
+    told = ran(tmp_path, "--only", "nab", "--page", tmp_path / "q.md")
+    assert (told.returncode, "Traceback" in told.stderr) == (2, False), told.stderr
+    assert not (tmp_path / "q.md").exists()
+
+
 def test_planted_faults_are_where_they_are_said_to_be_and_come_again() -> None:
     faults = program("quality_faults")
     values = calm(6_000, 1, 2)[:, 0]
