@@ -221,6 +221,22 @@ def test_what_cannot_be_measured_ends_with_2_and_says_why(
         evaluate(path, short, "label")
 
 
+def test_each_key_may_have_a_buffer_of_its_own(
+    tmp_path: Path, raywatch: Callable[..., Said]
+) -> None:
+    config = written(tmp_path, model="robustz")
+    made = [row | {"label": int(row["ts"] // 1_000 in range(1_198, 1_206))} for row in rows()]
+    path, out = labelled(tmp_path, "parquet", made), tmp_path / "out.parquet"
+    assert raywatch("backtest", config, path, "--output", out).code == 0
+
+    def vus(buffer: int | dict[str, int]) -> list[float]:
+        return [key.vus_pr for key in evaluate(out, path, "label", buffer=buffer).keys]
+
+    narrow, wide = vus(0), vus(40)
+    assert narrow[0] != wide[0]
+    assert vus({"a": 40, "b": 0}) == [wide[0], narrow[1]]
+
+
 # ---- causes ------------------------------------------------------------------------------------
 
 BLAME = {900: "cpu", 910: "cpu, disk", 1_000: "mem", 1_100: ""}  # first record of a window -> cause
