@@ -40,7 +40,7 @@ from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segme
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
 _HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
-LAYOUT = 3  # Meaning of the arrays in a snapshot; raise it when one changes.
+LAYOUT = 4  # Meaning of the arrays in a snapshot; raise it when one changes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +255,13 @@ class Flow:
             self.spec.decide,
             model.components,
             len(self.spec.record.values),
-            profiles=model.profiles,
+            views=model.views,
             evidence=self._evidence,
         )
 
     def _adopt(self, model: ModelSpec) -> None:
         """Another version from here on. Calibration carries over where it means the same."""
-        if (model.components, model.profiles) != (self.model.components, self.model.profiles):
+        if (model.components, model.views) != (self.model.components, self.model.views):
             before = self.decider.state()
             self.decider = self._decider(model)
             self.decider.load(before)
@@ -345,7 +345,7 @@ class Flow:
             )
         # Each part is sound by itself; they must be about the same keys.
         arrays = snapshot.arrays
-        counted = np.array_equal(arrays["history.index"], arrays["decider.count"])
+        counted = np.array_equal(arrays["history.index"], arrays["decider.total"])
         slots = arrays["keys.size"].shape[0], arrays["missing.key"].shape[0]
         aligned = set(slots) == {arrays["history.index"].shape[0]}
         chain, where = self.missing.chain(), arrays["keys.partition"]

@@ -25,11 +25,11 @@ PROCESS_BYTES = 400 * MIB  # an owner without lanes: Python, Ray, numba and thei
 KEY_BYTES = 8 + 56 + 40 + 96  # count, silence, slot, and cells of the table while it is doubled
 ARENA_FACTOR = 4  # bytes of an arena for each byte of a key, while it is copied
 CHANNEL_BYTES = 6_064  # rings and statistics (models/history.py)
-DECIDE_BYTES = 80  # incident, gate and count (models/decide.py),
-COMPONENT_BYTES = 48  # and for each component of the model;
-HELD_BYTES = 8  # of a channel, for each component on a coarse level,
+DECIDE_BYTES = 448  # incident, gate, promise, novelty and count (models/decide.py);
+COMPONENT_BYTES = 56  # of a channel, for each component,
+HELD_BYTES = 8  # for each component on a coarse level,
 PROFILE_BYTES = 1_264  # and for the time of day
-COMPONENTS, COARSE = 10, 3  # at most, of shipped models; time-of-day views included
+COMPONENTS, COARSE = 10, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
@@ -38,7 +38,7 @@ OUT_MAX = 5_000  # see actors/lane.py
 QUEUE_FACTOR = 2  # librdkafka counts its queue compressed
 PSEUDONYMS_BYTES = (1 << 20) * 200  # a table of them; and its keys, see below
 
-MODEL = ModelSpec("", LEVELS, (), profiles=True)  # the most that a model may ask for
+MODEL = ModelSpec("", LEVELS, (), views=True)  # the most that a model may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,9 @@ def gib(size: int) -> str:
 
 def key_bytes(spec: DetectorSpec) -> int:
     """State of one key."""
-    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
-    decide = DECIDE_BYTES + COMPONENTS * COMPONENT_BYTES
+    channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
     text = ARENA_FACTOR * spec.record.key_bytes_max
-    return KEY_BYTES + text + decide + len(spec.record.values) * channel
+    return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel
 
 
 def memory_bound(

@@ -8,8 +8,9 @@ Pareto tail by the method of moments (Hosking & Wallis 1987), shape held within 
     -log10 p(e) = 1.52 * e / u                                     below it: monotone, no more
 
 Everything forgets with one half-life, counted in scores. Only scores of the past judge a score.
-State is six float64 a calibrator, `state[slot, which, 0..5]`; zeros are a new one. Scores are
-finite and >= 0. It knows nothing of autocorrelation: a promise below 1e-4 a record is a ranking.
+State is seven float64 a calibrator, `state[slot, which, 0..6]`; zeros are a new one. HEARD is for
+who uses it: how many of the scores were really there (judging.py). Scores are finite and >= 0. It
+knows nothing of autocorrelation: what it says is held against what happens by promise.py.
 A single score many orders of magnitude above the others raises the line, and with it what counts
 as strange, until it is forgotten.
 """
@@ -28,8 +29,8 @@ CLIP = 20.0  # An excess teaches at most this many times (mean excess + mean sco
 COUNT_MIN = 10  # Scores before anything is said.
 STRANGEST = 300.0  # Bounds -log10 p, so that p stays a positive float64.
 
-COUNT, MEAN, LINE, EXCESS, SQUARE, ABOVE = range(6)
-COLUMNS = 6
+COUNT, MEAN, LINE, EXCESS, SQUARE, ABOVE, HEARD = range(7)
+COLUMNS = 7
 
 LN10 = math.log(10.0)
 BODY = -math.log10(1.0 - QUANTILE)
@@ -87,7 +88,7 @@ def learn(state: F64, slot: int, which: int, score: float, rate: float, excess_r
     above = state[slot, which, ABOVE] + 1.0
     state[slot, which, ABOVE] = above
     over = score - line
-    if count > 30.0:  # before that the scale itself is not known
+    if count > 30.0 and above > 1.0:  # before that the scale itself is not known
         over = min(over, CLIP * (state[slot, which, EXCESS] + mean) + 1e-12)
     gain = max(excess_rate, 1.0 / above)
     state[slot, which, EXCESS] += gain * (over - state[slot, which, EXCESS])

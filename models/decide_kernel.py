@@ -2,22 +2,20 @@
 
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
-Components are rows: those of the scorer first, then the two time-of-day views (profile.py), if any.
+Components are rows: those of the scorer first, then this stage's own views of the values, if any:
+hour and hour_mean (profile.py), and for keys of one channel novel (novelty.py).
 """
 
 import math
 from typing import NamedTuple
 
-import numpy as np
 from numba import njit
 
-from raywatch.models import calibrate, incident, profile
-from raywatch.models.scorer import F32, F64, I32, I64
+from raywatch.models import calibrate, incident, judging, novelty, profile, promise
+from raywatch.models.scorer import F32, F64, I32, I64, U8
 
-BLOCK, HELD, EVENT, SUSTAINED, WEIGHTED = range(5)  # columns of the component table
-FIELDS = 5
-
-LARGEST = float(np.finfo(np.float32).max)  # An infinite score is judged as this, and not learned.
+BLOCK, HELD, SUSTAINED, WEIGHTED = range(4)  # columns of the component table
+FIELDS = 4
 
 SLOT, INDEX, KIND, SINCE, ORDINAL, FIRED, LAG = range(7)  # columns of an episode
 
@@ -34,7 +32,7 @@ class Rule(NamedTuple):
     quiet: int
     rate: float
     excess_rate: float
-    engine: int  # components of the scorer; further rows are the time-of-day views
+    engine: int  # components of the scorer; further rows are views
 
 
 class State(NamedTuple):
@@ -42,9 +40,13 @@ class State(NamedTuple):
 
     total: I64  # (S,) records so far
     held: F64  # (S, coarse components, C) score of the last block, NaN before the first
-    calibration: F64  # (S, rows, 6)
+    calibration: F64  # (S, rows * C, 7)
+    joint: F64  # (S, 1, 7) of all channels together
+    promise: F64  # (S, 2)
     profile: F64  # (S, C, 2, 25, 3), or S = 0 where there is none
     recent: F64  # (S, C, 8), likewise
+    span: F64  # (S, 4) of values known, or S = 0 where there is none
+    marks: U8  # (S, 256), likewise
     chance: F64  # (S, 2)
     incident: I64  # (S, 7)
 
@@ -66,11 +68,13 @@ class Batch(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of one record."""
 
-    now: F64  # (rows, C) weighted scores
-    usual: F64  # (2, C) means of the time-of-day views
+    now: F64  # (rows, C) scores
+    usual: F64  # (views, C) what each view expects
+    evidence: F64  # (C,) what components say of each channel
+    trust: F64  # (rows,) in each component, 0 where it makes no event score
+    worth: F64  # (rows,) log10 of it
     fresh: I64  # (components,) new values of this key
     cursor: I64  # (components,) where this key begins in `flat`
-    logs: F64  # (rows + 1,) log10 of 0, 1, 2, ...; entry 0 is not used
 
 
 class Out(NamedTuple):
@@ -96,7 +100,6 @@ def _begin_key(table: I64, fresh: I64, before: int, records: int) -> None:
 def _gather(
     table: I64,
     flat: F32,
-    weight: F32,
     held: F64,
     now: F64,
     fresh: I64,
@@ -105,9 +108,8 @@ def _gather(
     before: int,
     records: int,
     t: int,
-    row_base: int,
 ) -> None:
-    """Weighted scores of one record, the t-th of its key in the batch, into `now`."""
+    """Scores of one record, the t-th of its key in the batch, into `now`."""
     channels = now.shape[1]
     for row in range(fresh.shape[0]):
         block = table[row, BLOCK]
@@ -123,90 +125,43 @@ def _gather(
                     held[slot, keep, channel] = flat[begin + channel * fresh[row]]
             for channel in range(channels):
                 now[row, channel] = held[slot, keep, channel]
-        if channels > 1 and table[row, WEIGHTED] == 1:
-            for channel in range(channels):
-                now[row, channel] *= weight[row_base + channel * records + t]
 
 
 @njit(cache=True, nogil=True)
-def _sustained(now: F64, table: I64, engine: int) -> float:
-    """Sum of the sustained components, of the channel where it is largest."""
+def _sustained(now: F64, table: I64, engine: int, weight: F32, at: int, stride: int) -> float:
+    """Sum of the sustained components, of the channel where it is largest.
+
+    `weight[at + channel * stride]` is the channel's: empty where there is one channel.
+    """
     largest = 0.0
     for channel in range(now.shape[1]):
-        total = 0.0
+        weighted, plain = 0.0, 0.0
         for row in range(engine):
             if table[row, SUSTAINED] == 1 and not math.isnan(now[row, channel]):
-                total += now[row, channel]
-        largest = max(largest, total)
+                if table[row, WEIGHTED] == 1:
+                    weighted += now[row, channel]
+                else:
+                    plain += now[row, channel]
+        if weight.shape[0] > 0:
+            weighted *= weight[at + channel * stride]
+        largest = max(largest, weighted + plain)
     return largest
 
 
 @njit(cache=True, nogil=True)
-def _strangest(
-    now: F64, table: I64, calibration: F64, slot: int, warmup: int, rate: float, excess_rate: float
-) -> tuple[float, int, int]:
-    """Judge and learn every component: (largest -log10 p, its row, how many had a say).
-
-    A component has a say once it was learned `warmup` times: coarse ones begin late, and one that a
-    new model brought along begins in the middle of a key's life.
-    """
-    rarest, fired, say = -1.0, -1, 0
-    for row in range(now.shape[0]):
-        if table[row, EVENT] == 0:
-            continue
-        peak = -math.inf
-        for channel in range(now.shape[1]):
-            score = now[row, channel]
-            if not math.isnan(score) and score > peak:
-                peak = score
-        if peak == -math.inf:
-            continue
-        score = max(min(peak, LARGEST), 0.0)
-        if calibration[slot, row, calibrate.COUNT] >= warmup:
-            say += 1
-            rare = calibrate.judge(calibration, slot, row, score)
-            if rare > rarest:
-                rarest, fired = rare, row
-        if peak <= LARGEST:
-            calibrate.learn(calibration, slot, row, score, rate, excess_rate)
-    return rarest, fired, say
-
-
-@njit(cache=True, nogil=True)
-def _evidence(
-    now: F64, table: I64, calibration: F64, slot: int, warmup: int, evidence: F64, to: int
-) -> None:
-    """What each channel would be by itself: the sum of its -log10 p over the components.
-
-    The component that fired is not enough: what it saw first, others see better (docs/quality.md).
-    """
-    channels = now.shape[1]
-    for channel in range(channels):
-        evidence[to, channel] = 0.0
-    for row in range(now.shape[0]):
-        if table[row, EVENT] == 0 or calibration[slot, row, calibrate.COUNT] < warmup:
-            continue
-        for channel in range(channels):
-            score = now[row, channel]
-            if not math.isnan(score):
-                score = max(min(score, LARGEST), 0.0)
-                evidence[to, channel] += calibrate.judge(calibration, slot, row, score)
-
-
-@njit(cache=True, nogil=True)
-def _shares(share: F64, to: int) -> int:
-    """Evidence to shares of its squares, in place; returns the largest channel.
+def _shares(evidence: F64, share: F64, to: int) -> int:
+    """Shares of squared evidence; returns the largest channel.
 
     Squares, for every usual channel has some evidence: of 38 channels that would be most of it.
     """
-    channels = share.shape[1]
+    channels = evidence.shape[0]
     largest, total = 0, 0.0
     for channel in range(channels):
-        if share[to, channel] > share[to, largest]:
+        if evidence[channel] > evidence[largest]:
             largest = channel
-        total += share[to, channel] ** 2
+        total += evidence[channel] ** 2
     for channel in range(channels):
-        share[to, channel] = share[to, channel] ** 2 / total if total > 0.0 else 1.0 / channels
+        share[to, channel] = evidence[channel] ** 2 / total if total > 0.0 else 1.0 / channels
     return largest
 
 
@@ -223,21 +178,13 @@ def _record(out: Out, found: int, at: int, kind: int, slot: int, incidents: I64)
 
 @njit(cache=True, nogil=True)
 def _explain(
-    table: I64,
-    rule: Rule,
-    state: State,
-    batch: Batch,
-    scratch: Scratch,
-    out: Out,
-    found: int,
-    origin: Origin,
+    batch: Batch, scratch: Scratch, out: Out, engine: int, found: int, origin: Origin
 ) -> None:
     """Shares, expected values and lag of an episode. `origin`: (key, records, t, base)."""
-    channels, engine = scratch.now.shape[1], rule.engine
+    channels = scratch.now.shape[1]
     key, records, t, base = origin
-    slot, fired = out.episode[found, SLOT], out.episode[found, FIRED]
-    _evidence(scratch.now, table, state.calibration, slot, rule.warmup, out.share, found)
-    worst = _shares(out.share, found)
+    fired = out.episode[found, FIRED]
+    worst = _shares(scratch.evidence, out.share, found)
     for channel in range(channels):
         if fired >= engine:
             out.expected[found, channel] = scratch.usual[fired - engine, channel]
@@ -252,6 +199,20 @@ def _explain(
 
 
 @njit(cache=True, nogil=True)
+def _view(
+    state: State, slot: int, time_ms: int, values: F64, at: int, strange: F64, usual: F64
+) -> None:
+    """What this stage itself sees in the values of a record, and what it expected."""
+    hour = profile.hour_of(time_ms)
+    profile.look(state.profile, state.recent, slot, hour, values, at, strange, usual)
+    novel = len(profile.VIEWS)
+    if strange.shape[0] > novel:
+        strange[novel, 0], usual[novel, 0] = novelty.look(
+            state.span, state.marks, slot, values[at, 0]
+        )
+
+
+@njit(cache=True, nogil=True)
 def decide_batch(
     table: I64, rule: Rule, state: State, batch: Batch, scratch: Scratch, out: Out
 ) -> int:
@@ -261,44 +222,31 @@ def decide_batch(
     """
     # Taking an array out of a tuple counts a reference: not once a record.
     counts, time_ms, flat, weight = batch.counts, batch.time_ms, batch.flat, batch.weight
-    count, held = state.total, state.held
-    calibration, incidents = state.calibration, state.incident
-    now, fresh, cursor, logs = scratch.now, scratch.fresh, scratch.cursor, scratch.logs
-    engine, channels = rule.engine, now.shape[1]
-    evidence, asked = out.evidence, out.evidence.shape[0] > 0
-    strange = now[engine:]
-    views = strange.shape[0] > 0
+    count, held, incidents = state.total, state.held, state.incident
+    calibration, joint, lines = state.calibration, state.joint, state.promise
+    now, fresh, cursor, evidence = scratch.now, scratch.fresh, scratch.cursor, scratch.evidence
+    engine, channels, trust, worth = rule.engine, now.shape[1], scratch.trust, scratch.worth
+    views = now.shape[0] > engine
     found, base = 0, 0
     for key in range(batch.touched.shape[0]):
         slot, records = int(batch.touched[key]), int(counts[key])
         before, row_base = count[slot], base * channels
         _begin_key(table, fresh, before, records)
         for t in range(records):
-            at = base + t
-            _gather(
-                table, flat, weight, held, now, fresh, cursor, slot, before, records, t, row_base
-            )
+            at, age = base + t, before + t
+            _gather(table, flat, held, now, fresh, cursor, slot, before, records, t)
             if views:
-                hour = profile.hour_of(time_ms[at])
-                profile.look(
-                    state.profile,
-                    state.recent,
-                    slot,
-                    hour,
-                    batch.values,
-                    at,
-                    strange,
-                    scratch.usual,
-                )
-            out.score[at] = _sustained(now, table, engine)
-            rarest, fired, say = _strangest(
-                now, table, calibration, slot, rule.warmup, rule.rate, rule.excess_rate
-            )
-            event, p = 0.0, 1.0
-            if say > 0:
-                event = max(rarest - logs[say], 0.0)  # Bonferroni: p * say
-                if event > 0.0:
-                    p = math.exp(-event * calibrate.LN10)
+                _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch.usual)
+            out.score[at] = _sustained(now, table, engine, weight, row_base + t, records)
+            every, rare, fired = judging.judge(
+                now, trust, worth, calibration, joint, evidence, slot, rule.warmup, rule.rate,
+                rule.excess_rate,
+            )  # fmt: skip
+            event, p = max(every - judging.due(age), 0.0), 1.0
+            if fired >= 0:
+                p = math.exp(-promise.kept(lines, slot, rare) * calibrate.LN10)
+                if age >= promise.BEGIN:
+                    promise.follow(lines, slot, rare)
             passed = incident.gate(state.chance, slot, event)
             out.p[at] = p
             out.event[at] = event if passed else 0.0
@@ -308,17 +256,17 @@ def decide_batch(
                 slot,
                 time_ms[at],
                 p,
-                passed and before + t >= rule.warmup,
+                passed and age >= rule.warmup,
                 fired,
                 rule.probability,
                 rule.update_factor,
                 rule.quiet,
             )
-            if asked:
-                _evidence(now, table, calibration, slot, rule.warmup, evidence, at)
+            if out.evidence.shape[0] > 0:
+                out.evidence[at] = evidence
             if kind != incident.NOTHING:
                 _record(out, found, at, kind, slot, incidents)
-                _explain(table, rule, state, batch, scratch, out, found, (key, records, t, base))
+                _explain(batch, scratch, out, engine, found, (key, records, t, base))
                 found += 1
         for row in range(engine):
             cursor[row] += channels * fresh[row]

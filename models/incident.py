@@ -63,9 +63,9 @@ class Decided:
 
     score: F32  # (N,) sustained score, >= 0
     p: F64  # (N,) tail probability, in (0, 1]; 1 where nothing had a say
-    event: F32  # (N,) -log10 p where it passed the gate, else 0
+    event: F32  # (N,) how rare for a key of its age, in -log10, where it passed the gate, else 0
     episodes: list[Episode]  # by index
-    # (N, C) sum of the components' -log10 p of each channel; None: was not asked for
+    # (N, C) sum of what components say of each channel (judging.py); None: was not asked for
     evidence: F64 | None = None
 
 

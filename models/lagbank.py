@@ -35,6 +35,7 @@ from raywatch.models.scorer import C4, C8, F32, FINE, I32, I64, Component, Level
 FINE_LAG0 = 16  # shortest lag of s
 LONG_FROM = 32  # shortest lag of l
 COARSE_LAG0 = 8  # shortest lag of c4 and c8, in blocks
+SLOW = 0.5  # trust in what looks back over 64 records and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,11 @@ class Lags:
         c4 = (Component("c4", "c4", sustained=True, event=False),) if self.c4 else ()
         return (
             Component("s"),
-            Component("l", sustained=True),
+            Component("l", sustained=True, trust=SLOW),
             *c4,
-            Component("c8", "c8", sustained=True),
-            Component("ls", "c8", weighted=False),
-            Component("lowr", weighted=False),
+            Component("c8", "c8", sustained=True, trust=SLOW),
+            Component("ls", "c8", weighted=False, trust=SLOW),
+            Component("lowr", weighted=False, trust=SLOW),
             Component("diff"),
         )
 
@@ -87,7 +88,7 @@ class Lags:
 class LagBank:
     """The lag bank on a CPU."""
 
-    profiles = True  # what it cannot see, hours that differ, the decide stage calibrates beside it
+    views = True  # what it cannot see, the decide stage calibrates beside it
 
     def __init__(
         self, version: str, *, fine_lags: int = 512, c4_lags: int = 512, c8_lags: int = 256

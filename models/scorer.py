@@ -60,6 +60,7 @@ class Component:
     sustained: bool = False
     event: bool = True
     weighted: bool = True
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,13 @@ class ModelSpec:
     version: str
     levels: tuple[Level, ...]
     components: tuple[Component, ...]
-    profiles: bool = False  # whether time-of-day profiles are calibrated beside the components
+    views: bool = False  # whether the decide stage's views are calibrated beside the components
 
 
 def describe(scorer: "Scorer") -> ModelSpec:
     """The part of a scorer that lanes need."""
-    profiles = bool(getattr(scorer, "profiles", False))
-    return ModelSpec(scorer.version, scorer.levels, scorer.components, profiles)
+    views = bool(getattr(scorer, "views", False))
+    return ModelSpec(scorer.version, scorer.levels, scorer.components, views)
 
 
 class Scorer(Protocol):

@@ -41,7 +41,11 @@ def reference(scores: F64, half_life: float) -> list[float]:
         line = max(line + (step * q if e > line else -step * (1 - q)), 0.0)
         if e > line:
             above += 1
-            over = min(e - line, 20 * (excess + mean) + 1e-12) if count > 30 else e - line
+            over = (
+                min(e - line, 20 * (excess + mean) + 1e-12)
+                if count > 30 and above > 1
+                else e - line
+            )
             gain = max(1 - 0.5 ** (1 / (half_life * (1 - q))), 1 / above)
             excess += gain * (over - excess)
             square += gain * (over * over - square)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_decide import MIXED, QUICK, batch, stream
 
-from raywatch.models import calibrate
+from raywatch.models import calibrate, judging
 from raywatch.models.decide import Decider
 from raywatch.models.scorer import F64, Component
 
@@ -26,15 +26,13 @@ def test_it_is_the_sum_over_the_components_that_may_alert() -> None:
     told = batch(Decider(QUICK, FINE, 3, evidence=True), {0: made}, {0: 0}, {0: RECORDS})
     wanted, rates = np.zeros((RECORDS, 3)), calibrate.rates(QUICK.half_life)
     for name in ("a", "b"):  # not `n`, which takes no part in alerts
-        state, part = np.zeros((1, 1, calibrate.COLUMNS)), made.parts[name].astype(np.float64)
-        for at in range(RECORDS):
-            if not np.isnan(part[:, at]).all():
-                calibrate.learn(state, 0, 0, float(np.nanmax(part[:, at])), *rates)
-            for channel in range(3):
-                if state[0, 0, calibrate.COUNT] >= QUICK.warmup and part[channel, at] >= 0.0:
-                    wanted[at, channel] += calibrate.judge(state, 0, 0, part[channel, at])
+        state = np.zeros((1, 3, calibrate.COLUMNS))
+        for at, scores in enumerate(np.nan_to_num(made.parts[name].T.astype(np.float64))):
+            for channel, score in enumerate(scores.tolist()):
+                rare = calibrate.judge(state, 0, channel, score)
+                wanted[at, channel] += max(rare - judging.USUAL, 0.0)
+                calibrate.learn(state, 0, channel, score, *rates)
     assert told.evidence is not None
-    assert (told.evidence[: QUICK.warmup - 1] == 0.0).all()
     assert (told.evidence[-50:] > 0.0).any()
     np.testing.assert_array_equal(told.evidence, wanted)
 
@@ -44,7 +42,7 @@ def test_it_is_the_same_in_batches_and_not_told_unasked() -> None:
     ends = [dict.fromkeys(keys, end) for end in (0, 1, 2, 9, 130, 131, 400)]
 
     def run(cuts: list[dict[int, int]]) -> dict[int, F64]:
-        decider = Decider(QUICK, MIXED, 2, profiles=True, evidence=True)
+        decider = Decider(QUICK, MIXED, 2, views=True, evidence=True)
         parts: dict[int, list[F64]] = {slot: [] for slot in keys}
         for begin, end in pairwise(cuts):
             told = batch(decider, keys, begin, end).evidence

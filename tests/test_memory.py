@@ -38,7 +38,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize("model", SHIPPED)
 def test_a_key_takes_no_more_than_the_sum_says(model: str, channels: int) -> None:
     known = describe(build(shipped(model)))
-    decider = Decider(DecideSettings(), known.components, channels, profiles=known.profiles)
+    decider = Decider(DecideSettings(), known.components, channels, views=known.views)
     record = replace(HERE.record, values=tuple("abc"[:channels]))
     stated = memory.key_bytes(replace(HERE, record=record)) - memory.ARENA_FACTOR * 64
     cells = 96  # 16 bytes a cell, at most a quarter full, and half as many while it is doubled

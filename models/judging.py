@@ -1,0 +1,124 @@
+"""What do all components and channels of a record say together, as -log10 of a tail probability?
+
+Every component of every channel is calibrated by its own past (calibrate.py): a channel is as rare
+as the rarest of its components, r. A key of one channel pays for their number (Bonferroni, weighted
+by the trust in each: Genovese, Roeder & Wasserman 2006, Biometrika 93:509);
+
+    rare = max over components of (r + log10 trust) - log10 (sum of trust)
+
+of several channels the three rarest count together, whatever they say beyond what any record says,
+and the sum is calibrated once more: real incidents move several channels at once, noise does not.
+
+    rare = calibrated(sum over the 3 rarest channels of max(r - 1, 0))
+
+A component that says nothing yet (too little history, a missing value) counts as 0 and learns it:
+so it is slow to call anything rare once it begins, as it has to be. To rank records a component
+needs ten scores; to have a part in p, and in alerts, it must have been heard `warmup` times.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from raywatch.models import calibrate
+from raywatch.models.scorer import F64
+
+USUAL = 1.0  # -log10 of 0.1: something says as much of any record.
+
+LARGEST = float(np.finfo(np.float32).max)  # An infinite score is judged as this, and not learned.
+
+AGE = 200.0  # records; see `due`
+
+
+@njit(cache=True, nogil=True)
+def judge(
+    now: F64,
+    trust: F64,
+    worth: F64,
+    calibration: F64,
+    joint: F64,
+    evidence: F64,
+    slot: int,
+    warmup: int,
+    rate: float,
+    excess_rate: float,
+) -> tuple[float, float, int]:
+    """Judge a record and learn it.
+
+    Args:
+        now: (rows, C) scores of this record, NaN is none.
+        trust: (rows,) in each component, 0 where it is not asked.
+        worth: (rows,) log10 of it.
+        calibration: (S, rows * C, 7) of each component and channel; brought forward.
+        joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
+        evidence: out, (C,) sum of what components say of each channel beyond USUAL.
+        slot: of the key.
+        warmup: scores of which a component must have been heard to have a part in alerts.
+        rate: of `calibrate.learn`.
+        excess_rate: likewise.
+
+    Returns:
+        What all say, what those say that have a part in alerts, and which of these says most: -1
+        where none has a part yet.
+    """
+    rows, channels = now.shape
+    all_trust, heard_trust = 0.0, 0.0
+    for row in range(rows):
+        if calibration[slot, row * channels, calibrate.COUNT] >= calibrate.COUNT_MIN:
+            all_trust += trust[row]
+        if calibration[slot, row * channels, calibrate.HEARD] >= warmup:
+            heard_trust += trust[row]
+    rarest, fired = -math.inf, -1
+    top_all, top_heard = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    for channel in range(channels):
+        most, most_heard, total = -math.inf, -math.inf, 0.0
+        for row in range(rows):
+            if trust[row] == 0.0:
+                continue
+            which, score = row * channels + channel, now[row, channel]
+            known = 0.0 if math.isnan(score) else max(min(score, LARGEST), 0.0)
+            if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
+                rare = calibrate.judge(calibration, slot, which, known)
+                total += max(rare - USUAL, 0.0)
+                rare += worth[row]
+                most = max(most, rare)
+                if calibration[slot, which, calibrate.HEARD] >= warmup:
+                    most_heard = max(most_heard, rare)
+                    if rare > rarest:
+                        rarest, fired = rare, row
+            if not math.isnan(score):
+                calibration[slot, which, calibrate.HEARD] += 1.0
+            if not score > LARGEST:
+                calibrate.learn(calibration, slot, which, known, rate, excess_rate)
+        evidence[channel] = total
+        if channels == 1:
+            every = most - math.log10(all_trust) if all_trust > 0.0 else 0.0
+            return every, rarest - math.log10(heard_trust) if fired >= 0 else 0.0, fired
+        top_all = _topped(top_all, most - USUAL)
+        top_heard = _topped(top_heard, most_heard - USUAL)
+    together = top_all[0] + top_all[1] + top_all[2]
+    every = calibrate.judge(joint, slot, 0, together)
+    heard = calibrate.judge(joint, slot, 0, top_heard[0] + top_heard[1] + top_heard[2])
+    calibrate.learn(joint, slot, 0, together, rate, excess_rate)
+    return every, heard, fired
+
+
+@njit(cache=True, nogil=True)
+def _topped(top: tuple[float, float, float], more: float) -> tuple[float, float, float]:
+    """The largest three, falling, of three and one more."""
+    if more > top[0]:
+        return more, top[0], top[1]
+    if more > top[1]:
+        return top[0], more, top[1]
+    return (top[0], top[1], more) if more > top[2] else top
+
+
+@njit(cache=True, nogil=True)
+def due(records: int) -> float:
+    """What is due to a key that has had so many records, to be taken off of what is said.
+
+    The longer a key is watched the rarer its rarest record, without anything being wrong: across
+    keys of all ages one level of the event score means one thing. 0.5 log10(1 + records / 200).
+    """
+    return 0.5 * math.log10(1.0 + records / AGE)
