@@ -53,6 +53,7 @@ NOTICED = {
     "z": "an unusual value",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
+    "novel": "a value that it never had",
 }
 
 
@@ -64,6 +65,14 @@ class Channel:
     observed: float  # NaN: missing
     expected: float  # NaN: unknown
     share: float  # 0..1
+    spread: float = math.nan  # how far from `expected` values usually are; NaN: unknown
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """Where 19 of 20 values lie; None where that is not known, or where it is one value."""
+        if not self.spread > 0.0 or math.isnan(self.expected):
+            return None
+        return self.expected - self.spread, self.expected + self.spread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +111,9 @@ class Alert:
     run_kind: RunKind
     window: Window | None = None
     reason: str = ""  # why an incident ended, where it is not that things are as usual
+    similar_ms: int | None = None  # about when it looked most alike
+    # components that call the channel that weighs most rare, rarest first, and -log10 p
+    reasons: tuple[tuple[str, float], ...] = ()
 
     @property
     def id(self) -> str:
@@ -134,11 +146,21 @@ class Alert:
                     "name": channel.name,
                     "observed": _number(channel.observed),
                     "expected": _number(channel.expected),
+                    "band": None if channel.band is None else [_number(e) for e in channel.band],
                     "share": _number(channel.share),
                 }
                 for channel in self.channels
             ],
             "lag": self.lag,
+            "similar_ms": self.similar_ms,
+            "reasons": [
+                {
+                    "component": component,
+                    "noticed": NOTICED.get(component, f"component {component}"),
+                    "tail_probability": _number(10.0**-rare),
+                }
+                for component, rare in self.reasons
+            ],
             "model": self.model,
             "lineage": _lineage(self.origin),
             "run_kind": self.run_kind,
@@ -202,10 +224,17 @@ def from_episode(
         channels=tuple(
             Channel(*parts)
             for parts in zip(
-                names, episode.observed, episode.expected, episode.channel_share, strict=True
+                names,
+                episode.observed,
+                episode.expected,
+                episode.channel_share,
+                episode.spread,
+                strict=True,
             )
         ),
         lag=episode.lag,
+        similar_ms=episode.similar_ms,
+        reasons=episode.reasons,
         model=version,
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
@@ -331,8 +360,12 @@ def _anomaly_words(alert: Alert) -> str:
         return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}: {readings}."
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     chance = odds(alert.tail_probability)
+    alike = "" if alert.similar_ms is None else f", last alike at {_when(alert.similar_ms)}"
     again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
-    return f"{who} shows {noticed}{again}: {readings}; {chance} records of this key look like this."
+    return (
+        f"{who} shows {noticed}{again}: {readings}; {chance} records of this key look like "
+        f"this{alike}."
+    )
 
 
 def _missing_words(alert: Alert) -> str:
@@ -350,9 +383,12 @@ def _reading(channel: Channel) -> str:
         return f"{channel.name} is missing"
     if math.isnan(channel.expected):
         return f"{channel.name} is {_short(channel.observed)}"
-    return (
-        f"{channel.name} is {_short(channel.observed)}, expected about {_short(channel.expected)}"
-    )
+    band = channel.band
+    if band is None:
+        usual = f"about {_short(channel.expected)}"
+    else:
+        usual = f"{_short(band[0])} to {_short(band[1])}"
+    return f"{channel.name} is {_short(channel.observed)}, expected {usual}"
 
 
 def _short(value: float) -> str:
