@@ -56,7 +56,7 @@ of SMD and 40 of ASD; not measured anew with this page):
 
 | from | SMD | ASD |
 |---|---|---|
-| squared scores of the component that fired, as shares, mean over the window | .727 / .846 | .775 / .942 |
+| squared scores of the component that fired, mean of their shares | .727 / .846 | .775 / .942 |
 | squared scores of `s` alone | .772 / .872 | .824 / .942 |
 | sum of -log10 p, components calibrated on the largest channel | .785 / .876 | .877 / .980 |
 | each channel calibrated: largest -log10 p of any component | .747 / .850 | .897 / .935 |
