@@ -49,6 +49,7 @@ NOTICED = {
     "c8": "an unfamiliar long course",
     "ls": "a shifted level",
     "lowr": "a signal gone flat",
+    "vs": "a signal grown restless",
     "diff": "a sudden step",
     "z": "an unusual value",
     "hour": "an unusual value for this hour",
