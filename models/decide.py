@@ -104,6 +104,7 @@ class Decider:
         trust = [each.trust if each.event else 0.0 for each in components]
         self._trust = np.array([*trust, *[1.0] * len(seen)])
         self._worth = np.log10(np.where(self._trust > 0.0, self._trust, 1.0))
+        self._reach = np.array([novelty.REACH if n == novelty.NAME else np.inf for n in self.names])
         rate, excess_rate = calibrate.rates(settings.half_life)
         self._rule = Rule(
             float(settings.probability),
@@ -236,6 +237,7 @@ class Decider:
             evidence=np.zeros(channels),
             trust=self._trust,
             worth=self._worth,
+            reach=self._reach,
             fresh=np.zeros(len(self.components), np.int64),
             cursor=cursor,
         )

@@ -81,6 +81,7 @@ class Scratch(NamedTuple):
     evidence: F64  # (C,) what components say of each channel
     trust: F64  # (rows,) in each component, 0 where it makes no event score
     worth: F64  # (rows,) log10 of it
+    reach: F64  # (rows,) see judging.py
     fresh: I64  # (components,) new values of this key
     cursor: I64  # (components,) where this key begins in `flat`
 
@@ -274,7 +275,8 @@ def decide_batch(
     count, held, incidents = state.total, state.held, state.incident
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, fresh, cursor, evidence = scratch.now, scratch.fresh, scratch.cursor, scratch.evidence
-    engine, channels, trust, worth = rule.engine, now.shape[1], scratch.trust, scratch.worth
+    engine, channels = rule.engine, now.shape[1]
+    trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
     views = now.shape[0] > engine
     found, base = 0, 0
     for key in range(batch.touched.shape[0]):
@@ -288,8 +290,8 @@ def decide_batch(
                 _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch)
             out.score[at] = _sustained(now, table, engine, weight, row_base + t, records)
             every, rare, fired = judging.judge(
-                now, trust, worth, calibration, joint, evidence, scratch.said, slot, rule.warmup,
-                rule.rate, rule.excess_rate,
+                now, trust, worth, reach, calibration, joint, evidence, scratch.said, slot,
+                rule.warmup, rule.rate, rule.excess_rate,
             )  # fmt: skip
             event, p = max(every - judging.due(age), 0.0), 1.0
             if fired >= 0:

@@ -36,6 +36,7 @@ def judge(
     now: F64,
     trust: F64,
     worth: F64,
+    reach: F64,
     calibration: F64,
     joint: F64,
     evidence: F64,
@@ -51,6 +52,7 @@ def judge(
         now: (rows, C) scores of this record, NaN is none.
         trust: (rows,) in each component, 0 where it is not asked.
         worth: (rows,) log10 of it.
+        reach: (rows,) how far it may say more than log10 of the scores that it was taught.
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
         joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
         evidence: out, (C,) sum of what components say of each channel beyond USUAL.
@@ -82,7 +84,7 @@ def judge(
             said[row, channel] = 0.0
             known = 0.0 if math.isnan(score) else max(min(score, LARGEST), 0.0)
             if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
-                rare = calibrate.judge(calibration, slot, which, known)
+                rare = _rare(calibration, slot, which, known, reach[row])
                 said[row, channel] = rare
                 total += max(rare - USUAL, 0.0)
                 rare += worth[row]
@@ -106,6 +108,15 @@ def judge(
     heard = calibrate.judge(joint, slot, 0, top_heard[0] + top_heard[1] + top_heard[2])
     calibrate.learn(joint, slot, 0, together, rate, excess_rate)
     return every, heard, fired
+
+
+@njit(cache=True, nogil=True)
+def _rare(calibration: F64, slot: int, which: int, score: float, reach: float) -> float:
+    """-log10 p of a score, within reach of what was taught."""
+    rare = calibrate.judge(calibration, slot, which, score)
+    if rare <= reach:
+        return rare
+    return min(rare, math.log10(calibration[slot, which, calibrate.COUNT]) + reach)
 
 
 @njit(cache=True, nogil=True)

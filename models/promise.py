@@ -7,7 +7,7 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
 
     -log10 p = 3 r / line                  r: -log10 of what is said, up to the line
              = 3 + (r - line) / gap        up to the second line
-             = 4 + (r - line - gap)        beyond it
+             = 4 + (r - line - gap)        beyond it, but no more than r where that is over 4
 
     line += 1.5 * ((r > line) - 0.001)                          after each record
     gap  += 0.2 * ((r > line + gap) - 0.1)                      after each that exceeds the line
@@ -15,7 +15,8 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
 Adaptive conformal inference (Gibbs & Candes 2021, NeurIPS): whatever the distribution, the share
 beyond the line tends to what it should be. The line never rises more than 1.25 above its own mean
 of the last 2,000 records, and the gap stays within 0.3 and 2: no incident may buy silence. Below
-1e-4 nothing is promised: there the fits' own tail ranks.
+1e-4 nothing is promised: there the fits' own tail ranks, and a line that few records have moved
+may make a record less rare than they do, but not rarer.
 
 State is `promise[slot, (line, gap, mean of line)]`, as differences from where they begin. Zeros are
 new.
@@ -46,7 +47,7 @@ def kept(state: F64, slot: int, rare: float) -> float:
     beyond = (rare - line) / (GAP_START + state[slot, GAP])
     if beyond <= 1.0:
         return 3.0 + beyond
-    return 4.0 + (rare - line - (GAP_START + state[slot, GAP]))
+    return max(4.0, min(rare, 4.0 + (rare - line - (GAP_START + state[slot, GAP]))))
 
 
 @njit(cache=True, nogil=True)

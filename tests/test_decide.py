@@ -198,7 +198,7 @@ def test_cuts_company_and_a_reload_change_no_bit(
     sizes = {0: 400, 3: 251, 4: 133}
     keys = {slot: stream(seed + slot, size, channels, MIXED) for slot, size in sizes.items()}
 
-    often = replace(QUICK, probability=3e-2)  # one score in a hundred of the stream is far out
+    often = replace(QUICK, probability=0.1)  # one score in a hundred of the stream is far out
 
     def new() -> Decider:
         return Decider(often, MIXED, channels, views=views)

@@ -56,6 +56,14 @@ def test_an_incident_buys_no_silence() -> None:
     assert 0.5e-3 < (np.concatenate(later) >= 3.0).mean() < 1.5e-3
 
 
+def test_a_quiet_past_makes_nothing_rarer_than_its_own_tail_does() -> None:
+    state = np.zeros((1, promise.COLUMNS))
+    for _ in range(3_000):  # never anything: the line lies as low as it may
+        promise.follow(state, 0, 0.0)
+    assert promise.kept(state, 0, 3.0) == pytest.approx(4.0)
+    assert promise.kept(state, 0, 6.0) == 6.0
+
+
 def test_what_is_rarer_is_said_to_be_rarer() -> None:
     state = np.zeros((1, promise.COLUMNS))
     for rare in np.random.default_rng(9).exponential(0.5, 3_000).tolist():
