@@ -162,17 +162,7 @@ class Flow:
                 )
             )
         keep = np.flatnonzero(slots >= 0)
-        kept = replace(
-            records,
-            partition=records.partition[keep],
-            offset=records.offset[keep],
-            time_ms=records.time_ms[keep],
-            values=records.values[keep],
-            key_begin=records.key_begin[keep],
-            key_size=records.key_size[keep],
-            rejects=rejects,
-        )
-        return kept, slots[keep]
+        return records.kept(keep, rejects), slots[keep]
 
     # ---- decide ----------------------------------------------------------------------------
 
