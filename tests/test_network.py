@@ -20,9 +20,11 @@ from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
+from raywatch.actors.scorer import ScorerHost
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import NetworkFlow, flow_of
 from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
+from raywatch.models.artifact import pack
 from raywatch.models.errors import ArtifactError, ConfigError
 from raywatch.models.following import KEY_BYTES
 from raywatch.models.network import Network, partition_bytes
@@ -340,3 +342,14 @@ def test_memory_is_a_sum_of_what_there_is() -> None:
     assert ten.state - one.state >= 9 * partition_bytes(2, 3)
     assert ten.snapshot - one.snapshot >= 9 * 2 * partition_bytes(2, 3)
     assert key_bytes(detector()) < key_bytes(replace(detector(), model="lagbank"))
+
+
+def test_a_pool_holds_the_version_and_is_asked_nothing() -> None:
+    host = ScorerHost("one", pack(shipped("network")))
+    assert host.model == MODEL
+    fetched = Fetched(HERE[:100], np.arange(100), np.full(100, -1), LINES[:100], [])
+    batch = flow_of(detector(), [Partition("in", 0)], MODEL).prepare(
+        fetched, MODEL, begin={}, end={}
+    )
+    assert batch.segments is None
+    assert len(batch.records) == 100
