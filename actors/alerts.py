@@ -50,12 +50,14 @@ NOTICED = {
     "c8": "an unfamiliar long course",
     "ls": "a shifted level",
     "lowr": "a signal gone flat",
+    "vs": "a signal grown restless",
     "diff": "a sudden step",
     "z": "an unusual value",
     "rarity": "a rare combination of fields",
     "burst": "a sudden run of records that look alike",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
+    "novel": "a value that it never had",
 }
 
 
@@ -70,8 +72,16 @@ class Channel:
     observed: float  # NaN: missing
     expected: float  # NaN: unknown
     share: float  # 0..1
+    spread: float = math.nan  # how far from `expected` values usually are; NaN: unknown
     word: str | None = None  # what it was, where it is no number; "": missing
     seen: float = math.nan  # records with this word that were learnt before; NaN: not counted
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """Where 19 of 20 values lie; None where that is not known, or where it is one value."""
+        if not self.spread > 0.0 or math.isnan(self.expected):
+            return None
+        return self.expected - self.spread, self.expected + self.spread
 
 
 class Shown(TypedDict, total=False):
@@ -117,6 +127,9 @@ class Alert:
     run_kind: RunKind
     window: Window | None = None
     reason: str = ""  # why an incident ended, where it is not that things are as usual
+    similar_ms: int | None = None  # about when it looked most alike
+    # components that call the channel that weighs most rare, rarest first, and -log10 p
+    reasons: tuple[tuple[str, float], ...] = ()
 
     @property
     def id(self) -> str:
@@ -146,6 +159,15 @@ class Alert:
             "component": self.component or None,
             "channels": [_channel(channel) for channel in self.channels],
             "lag": self.lag,
+            "similar_ms": self.similar_ms,
+            "reasons": [
+                {
+                    "component": component,
+                    "noticed": NOTICED.get(component, f"component {component}"),
+                    "tail_probability": _number(10.0**-rare),
+                }
+                for component, rare in self.reasons
+            ],
             "model": self.model,
             "lineage": _lineage(self.origin),
             "run_kind": self.run_kind,
@@ -212,12 +234,21 @@ def from_episode(
         channels=tuple(
             Channel(*parts, word=word, seen=seen)
             for parts, (word, seen) in zip(
-                zip(names, episode.observed, episode.expected, episode.channel_share, strict=True),
+                zip(
+                    names,
+                    episode.observed,
+                    episode.expected,
+                    episode.channel_share,
+                    episode.spread,
+                    strict=True,
+                ),
                 texts,
                 strict=True,
             )
         ),
         lag=episode.lag,
+        similar_ms=episode.similar_ms,
+        reasons=episode.reasons,
         model=version,
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
@@ -319,6 +350,7 @@ def _channel(channel: Channel) -> dict[str, Any]:
         "name": channel.name,
         "observed": _number(channel.observed),
         "expected": _number(channel.expected),
+        "band": None if channel.band is None else [_number(e) for e in channel.band],
         "share": _number(channel.share),
     }
     if channel.word is not None:
@@ -360,8 +392,12 @@ def _anomaly_words(alert: Alert) -> str:
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
+    alike = "" if alert.similar_ms is None else f", last alike at {_when(alert.similar_ms)}"
     again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
-    return f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like this."
+    return (
+        f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
+        f"this{alike}."
+    )
 
 
 def _missing_words(alert: Alert) -> str:
@@ -382,9 +418,12 @@ def _reading(channel: Channel) -> str:
         return f"{channel.name} is missing"
     if math.isnan(channel.expected):
         return f"{channel.name} is {_short(channel.observed)}"
-    return (
-        f"{channel.name} is {_short(channel.observed)}, expected about {_short(channel.expected)}"
-    )
+    band = channel.band
+    if band is None:
+        usual = f"about {_short(channel.expected)}"
+    else:
+        usual = f"{_short(band[0])} to {_short(band[1])}"
+    return f"{channel.name} is {_short(channel.observed)}, expected {usual}"
 
 
 def _short(value: float) -> str:

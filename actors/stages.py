@@ -90,6 +90,8 @@ class NetworkFlow(Flow):
             at = step[INDEX]
             shares, seen = why[at] if step[KIND] != incident.RESOLVED else np.zeros_like(why[at])
             self._why[at] = seen[records.values.shape[1] :]
+            names = zip(self.following.names, parts[at].tolist(), strict=True)
+            reasons = tuple(sorted(((n, r) for n, r in names if r >= 1.0), key=lambda e: -e[1]))
             missing = np.full(records.words.shape[1], np.nan)
             observed = (*records.values[at].tolist(), *missing.tolist())
             episodes.append(
@@ -106,7 +108,10 @@ class NetworkFlow(Flow):
                     channel_share=tuple(shares.tolist()),
                     observed=observed,
                     expected=(math.nan,) * len(observed),
+                    spread=(math.nan,) * len(observed),
                     lag=0,
+                    similar_ms=None,
+                    reasons=reasons,
                 )
             )
         order = batch.order

@@ -35,7 +35,7 @@ COMMANDS = {
     "lag": "Say how far behind each partition is.",
     "alerts": "Read the alerts that were raised.",
     "rejects": "Read the records that could not be decoded.",
-    "models": "List, show and train models.",
+    "models": "List, show, train and add models.",
     "rollout": "Replace a model while it runs.",
     "drill": "Break a part of the running service, and see it recover.",
     "version": "Say which version this is.",

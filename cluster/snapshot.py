@@ -325,7 +325,24 @@ def _window_of(alert: Mapping[str, Any]) -> Window | None:
     if len(expected) != len(observed):
         expected = []
     begin_ms = at_ms - step_ms * (len(observed) - 1)
-    return Window([begin_ms + step_ms * i for i in range(len(observed))], observed, expected)
+    width = _width(alert, parts.get("channel"))
+    low, high = (
+        [e if e is None else e + side for e in expected] if width is not None else []
+        for side in (-(width or 0.0), width or 0.0)
+    )
+    time_ms = [begin_ms + step_ms * i for i in range(len(observed))]
+    return Window(time_ms, observed, expected, low, high)
+
+
+def _width(alert: Mapping[str, Any], name: Any) -> float | None:
+    """Half the width of the band of a channel, if the alert gives it one."""
+    channels = alert.get("channels")
+    for each in cast("list[Any]", channels) if isinstance(channels, list) else []:
+        if isinstance(each, Mapping) and each.get("name") == name:
+            band = _line(cast("Mapping[str, Any]", each).get("band"))
+            low, high = band if len(band) == 2 else (None, None)
+            return None if low is None or high is None or high < low else (high - low) / 2.0
+    return None
 
 
 def _line(values: Any) -> list[float | None]:

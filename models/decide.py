@@ -30,9 +30,11 @@ from raywatch.models.decide_kernel import (
     KIND,
     LAG,
     ORDINAL,
+    SIMILAR,
     SINCE,
     SLOT,
     SUSTAINED,
+    TIMES,
     WEIGHTED,
     Batch,
     Out,
@@ -44,6 +46,7 @@ from raywatch.models.decide_kernel import (
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
+from raywatch.models.judging import USUAL
 from raywatch.models.missing import warm_missing
 from raywatch.models.rows import Rows
 from raywatch.models.scorer import (
@@ -66,6 +69,7 @@ Array = NDArray[Any]
 
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
+REASONS = 5  # components that an alert names at most
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -122,6 +126,8 @@ class Decider:
             "recent": Rows((channels, profile.RECENT), np.float64),
             "span": Rows((novelty.COLUMNS,), np.float64),
             "marks": Rows((novelty.BINS,), np.uint8),
+            "miss": Rows((channels,), np.float64),
+            "times": Rows((TIMES,), np.int64),
             "chance": Rows((2,), np.float64),
             "incident": Rows((INCIDENT_COLUMNS,), np.int64),
         }
@@ -224,7 +230,9 @@ class Decider:
         rows = len(self.names)
         scratch = Scratch(
             now=np.full((rows, channels), np.nan),
+            said=np.zeros((rows, channels)),
             usual=np.full((max(rows - len(self.components), 1), channels), np.nan),
+            spread=np.full((max(rows - len(self.components), 1), channels), np.nan),
             evidence=np.zeros(channels),
             trust=self._trust,
             worth=self._worth,
@@ -236,9 +244,11 @@ class Decider:
             p=np.empty(records, np.float64),
             event=np.empty(records, np.float32),
             # Room for an episode at every record; pages that are not written take no memory.
-            episode=np.empty((records, 7), np.int64),
+            episode=np.empty((records, 8), np.int64),
             share=np.empty((records, channels)),
             expected=np.empty((records, channels)),
+            spread=np.empty((records, channels)),
+            said=np.empty((records, rows)),
             evidence=np.empty((records if self._evidence else 0, channels)),
         )
         batch = Batch(
@@ -291,8 +301,16 @@ class Decider:
             channel_share=tuple(out.share[row].tolist()),
             observed=tuple(values[index].tolist()),
             expected=tuple(out.expected[row].tolist()),
+            spread=tuple(out.spread[row].tolist()),
             lag=int(what[LAG]),
+            similar_ms=None if what[SIMILAR] == incident.NEVER else int(what[SIMILAR]),
+            reasons=self._reasons(out.said[row]),
         )
+
+    def _reasons(self, said: F64) -> tuple[tuple[str, float], ...]:
+        """Components that called a channel rare, the rarest first, and their -log10 p."""
+        order = np.argsort(-said, kind="stable")[:REASONS]
+        return tuple((self.names[row], float(said[row])) for row in order if said[row] > USUAL)
 
     def state(self) -> dict[str, Array]:
         """Everything remembered, by slot: copies, so that deciding may go on meanwhile.
@@ -352,7 +370,13 @@ _HINT = "delete the snapshot: the lane then rebuilds its state from the log"
 
 def _sound(state: State, size: int) -> bool:
     """Whether counts count and sizes are sizes: kernels divide by the one, take roots of others."""
-    parts = (state.calibration, state.joint, state.chance, state.span[..., [novelty.WIDTH]])
+    parts = (
+        state.calibration,
+        state.joint,
+        state.miss,
+        state.chance,
+        state.span[..., [novelty.WIDTH]],
+    )
     sizes = state.profile[:size, ..., [profile.VISITS, profile.VARIANCE]]
     counts = state.span[:size, novelty.COUNT]
     total, opened = state.total[:size], state.incident[:size, incident.OPEN]

@@ -17,8 +17,12 @@ from raywatch.models.scorer import F32, F64, I32, I64, U8
 BLOCK, HELD, SUSTAINED, WEIGHTED = range(4)  # columns of the component table
 FIELDS = 4
 
-SLOT, INDEX, KIND, SINCE, ORDINAL, FIRED, LAG = range(7)  # columns of an episode
+SLOT, INDEX, KIND, SINCE, ORDINAL, FIRED, LAG, SIMILAR = range(8)  # columns of an episode
 
+EVERY = 8  # records between two whose time is kept
+TIMES = 76  # enough for the farthest lag, 590 records
+MISS_RATE = 0.005
+BAND = 3.0  # mean distances: 95 % of Laplacian ones (e^-3)
 
 Origin = tuple[int, int, int, int]  # key of the batch, its records, which of them, records before
 
@@ -47,6 +51,8 @@ class State(NamedTuple):
     recent: F64  # (S, C, 8), likewise
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
+    miss: F64  # (S, C) mean distance between what models expect and what comes
+    times: I64  # (S, 76) time of every 8th record
     chance: F64  # (S, 2)
     incident: I64  # (S, 7)
 
@@ -69,7 +75,9 @@ class Scratch(NamedTuple):
     """Working memory of one record."""
 
     now: F64  # (rows, C) scores
+    said: F64  # (rows, C) -log10 p of each component
     usual: F64  # (views, C) what each view expects
+    spread: F64  # (views, C) and how far from it values usually are
     evidence: F64  # (C,) what components say of each channel
     trust: F64  # (rows,) in each component, 0 where it makes no event score
     worth: F64  # (rows,) log10 of it
@@ -83,9 +91,11 @@ class Out(NamedTuple):
     score: F32  # (N,)
     p: F64  # (N,)
     event: F32  # (N,)
-    episode: I64  # (N, 7)
+    episode: I64  # (N, 8)
     share: F64  # (N, C)
     expected: F64  # (N, C)
+    spread: F64  # (N, C) band around it, to one side
+    said: F64  # (N, rows) of the channel that weighs most
     evidence: F64  # (N, C), or (0, C) where nobody asks
 
 
@@ -178,33 +188,72 @@ def _record(out: Out, found: int, at: int, kind: int, slot: int, incidents: I64)
 
 @njit(cache=True, nogil=True)
 def _explain(
-    batch: Batch, scratch: Scratch, out: Out, engine: int, found: int, origin: Origin
+    state: State, batch: Batch, scratch: Scratch, out: Out, engine: int, found: int, origin: Origin
 ) -> None:
-    """Shares, expected values and lag of an episode. `origin`: (key, records, t, base)."""
+    """Why an episode is one, by what was known before it. `origin`: (key, records, t, base)."""
     channels = scratch.now.shape[1]
     key, records, t, base = origin
-    fired = out.episode[found, FIRED]
+    slot, fired = out.episode[found, SLOT], out.episode[found, FIRED]
     worst = _shares(scratch.evidence, out.share, found)
+    out.said[found] = scratch.said[:, worst]
     for channel in range(channels):
         if fired >= engine:
             out.expected[found, channel] = scratch.usual[fired - engine, channel]
+            out.spread[found, channel] = scratch.spread[fired - engine, channel]
         else:
             at = base * channels + channel * records + t
             anchor = batch.anchor[key * channels + channel]
             out.expected[found, channel] = batch.expected[at] + anchor
+            out.spread[found, channel] = BAND * state.miss[slot, channel]
     lag = 0
     if fired < engine:
-        lag = batch.lag[base * channels + worst * records + t]
+        lag = int(batch.lag[base * channels + worst * records + t])
     out.episode[found, LAG] = lag
+    now = int(state.total[slot]) + t
+    similar = now - lag
+    out.episode[found, SIMILAR] = incident.NEVER
+    if 0 < lag <= now and lag < EVERY * (TIMES - 1):
+        out.episode[found, SIMILAR] = _time_of(
+            state.times, slot, similar, now, batch.time_ms[base + t]
+        )
+
+
+@njit(cache=True, nogil=True)
+def _time_of(times: I64, slot: int, record: int, now: int, now_ms: int) -> int:
+    """Time of an earlier record of a key, to within those of every 8th one."""
+    block = record // EVERY
+    begin, end = block * EVERY, min((block + 1) * EVERY, now)
+    begin_ms = times[slot, block % TIMES]
+    end_ms = times[slot, (block + 1) % TIMES] if end < now else now_ms
+    return begin_ms + (end_ms - begin_ms) * (record - begin) // max(end - begin, 1)
+
+
+@njit(cache=True, nogil=True)
+def _remember(state: State, slot: int, age: int, batch: Batch, origin: Origin) -> None:
+    """Keep what explanations need: times, and how well values are expected."""
+    key, records, t, base = origin
+    channels = batch.values.shape[1]
+    if age % EVERY == 0:
+        state.times[slot, (age // EVERY) % TIMES] = batch.time_ms[base + t]
+    for channel in range(channels):
+        expected = batch.expected[base * channels + channel * records + t]
+        gap = abs(
+            batch.values[base + t, channel] - expected - batch.anchor[key * channels + channel]
+        )
+        if gap <= profile.VALUE_MAX:  # NaN: nothing was expected, or nothing came
+            miss = state.miss[slot, channel]
+            state.miss[slot, channel] = gap if miss == 0.0 else miss + MISS_RATE * (gap - miss)
 
 
 @njit(cache=True, nogil=True)
 def _view(
-    state: State, slot: int, time_ms: int, values: F64, at: int, strange: F64, usual: F64
+    state: State, slot: int, time_ms: int, values: F64, at: int, strange: F64, scratch: Scratch
 ) -> None:
     """What this stage itself sees in the values of a record, and what it expected."""
-    hour = profile.hour_of(time_ms)
-    profile.look(state.profile, state.recent, slot, hour, values, at, strange, usual)
+    hour, usual = profile.hour_of(time_ms), scratch.usual
+    profile.look(
+        state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread
+    )
     novel = len(profile.VIEWS)
     if strange.shape[0] > novel:
         strange[novel, 0], usual[novel, 0] = novelty.look(
@@ -236,11 +285,11 @@ def decide_batch(
             at, age = base + t, before + t
             _gather(table, flat, held, now, fresh, cursor, slot, before, records, t)
             if views:
-                _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch.usual)
+                _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch)
             out.score[at] = _sustained(now, table, engine, weight, row_base + t, records)
             every, rare, fired = judging.judge(
-                now, trust, worth, calibration, joint, evidence, slot, rule.warmup, rule.rate,
-                rule.excess_rate,
+                now, trust, worth, calibration, joint, evidence, scratch.said, slot, rule.warmup,
+                rule.rate, rule.excess_rate,
             )  # fmt: skip
             event, p = max(every - judging.due(age), 0.0), 1.0
             if fired >= 0:
@@ -264,10 +313,12 @@ def decide_batch(
             )
             if out.evidence.shape[0] > 0:
                 out.evidence[at] = evidence
+            origin = (key, records, t, base)
             if kind != incident.NOTHING:
                 _record(out, found, at, kind, slot, incidents)
-                _explain(batch, scratch, out, engine, found, (key, records, t, base))
+                _explain(state, batch, scratch, out, engine, found, origin)
                 found += 1
+            _remember(state, slot, age, batch, origin)
         for row in range(engine):
             cursor[row] += channels * fresh[row]
         count[slot] = before + records

@@ -44,6 +44,10 @@ class Episode:
     observed: tuple[float, ...]  # as recorded, NaN where missing
     expected: tuple[float, ...]  # in the unit of the record, NaN where unknown
     lag: int  # how many records ago it looked most alike; 0: none
+    spread: tuple[float, ...]  # how far from `expected` values usually are, NaN where unknown
+    similar_ms: int | None  # about when it looked most alike
+    # components that called the channel of the largest share rare, rarest first, and -log10 p
+    reasons: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

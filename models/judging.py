@@ -39,6 +39,7 @@ def judge(
     calibration: F64,
     joint: F64,
     evidence: F64,
+    said: F64,
     slot: int,
     warmup: int,
     rate: float,
@@ -53,6 +54,7 @@ def judge(
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
         joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
         evidence: out, (C,) sum of what components say of each channel beyond USUAL.
+        said: out, (rows, C) -log10 p of each component; 0 where it has no say yet.
         slot: of the key.
         warmup: scores of which a component must have been heard to have a part in alerts.
         rate: of `calibrate.learn`.
@@ -77,9 +79,11 @@ def judge(
             if trust[row] == 0.0:
                 continue
             which, score = row * channels + channel, now[row, channel]
+            said[row, channel] = 0.0
             known = 0.0 if math.isnan(score) else max(min(score, LARGEST), 0.0)
             if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
                 rare = calibrate.judge(calibration, slot, which, known)
+                said[row, channel] = rare
                 total += max(rare - USUAL, 0.0)
                 rare += worth[row]
                 most = max(most, rare)

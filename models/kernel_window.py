@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from raywatch.models.kernel import NAN
-from raywatch.models.scorer import F32, I32, I64
+from raywatch.models.scorer import F32, F64, I32, I64
 
 SHIFT_NOW = 12  # blocks that may have moved
 SHIFT_PAST = 128  # blocks before them
@@ -20,6 +20,11 @@ ROUGH_NOW = 64  # steps that may have gone quiet
 ROUGH_PAST = 512  # steps before them
 ROUGH_PAST_MIN = 128  # fewer say nothing
 ROUGH_FLOOR = 1e-3  # of the past's roughness: bounds the score to ln 1000
+
+VARY = 64  # values of a window whose variance is asked for
+VARY_PAST = 8  # windows before it
+VARY_PAST_MIN = 2  # fewer say nothing
+VARY_FLOOR = 1e-12  # of the mean square: what is smaller is rounding
 
 WINDOW = 64  # values before t that the robust z-score looks at
 WINDOW_MIN = 16  # fewer say nothing
@@ -130,7 +135,79 @@ def roughness(values: F32, begin: I64, fresh: I32, history: int, step: F32, quie
 
 
 @njit(cache=True, nogil=True)
-def fold_sum(a: F32, new: int, window: int) -> None:
+def variance_shift(values: F32, begin: I64, fresh: I32, history: int, out: F32) -> None:
+    """How much larger the variance has become: ln(now / past) >= 0.
+
+    `now` is the variance of the last 64 values, `past` the mean of those of the up to 8 windows of
+    64 before them. 0 where the past is constant: other components see that it no longer is.
+
+    Args:
+        values: rows.
+        begin: (R,) where each row begins.
+        fresh: (R,) new values of each row.
+        history: at least 575.
+        out: one for each new value; NaN until 64 + 128 values are there.
+    """
+    longest = 0
+    for r in range(begin.shape[0]):
+        longest = max(longest, fresh[r])
+    before = VARY * VARY_PAST
+    reach = before + VARY - 1
+    room = max(longest + reach, (VARY_PAST + 1) * 2 * VARY)
+    total, square = np.empty(room), np.empty(room)
+    at = 0
+    for r in range(begin.shape[0]):
+        new = fresh[r]
+        row = values[begin[r] + history - reach : begin[r] + history + new]
+        known = first_known(row)
+        apart = new < VARY
+        if apart:  # Most windows of the whole row are not asked for.
+            width = new + VARY - 1
+            for back in range(VARY_PAST + 1):
+                first = before - VARY * back
+                part = slice(back * width, (back + 1) * width)
+                sum_windows(row[first : first + width], total[part], square[part], new)
+        else:
+            sum_windows(row, total, square, new + before)
+        for t in range(new):
+            now, largest = variance(total, square, t if apart else t + before)
+            past, count = 0.0, 0
+            for back in range(1, VARY_PAST + 1):
+                window = t + before - VARY * back
+                if window >= known:
+                    place_of = t + back * (new + VARY - 1) if apart else window
+                    one, mean_square = variance(total, square, place_of)
+                    past += one
+                    largest = max(largest, mean_square)
+                    count += 1
+            if count < VARY_PAST_MIN:
+                out[at] = NAN
+            elif past <= VARY_FLOOR * largest * count or now * count <= past:
+                out[at] = 0.0
+            else:
+                out[at] = np.log(now * count / past)
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def sum_windows(row: F32, total: F64, square: F64, windows: int) -> None:
+    """Sums of values, and of squares, of the windows of 64 that begin at row[0], row[1], ..."""
+    for i in range(windows + VARY - 1):
+        x = 0.0 if np.isnan(row[i]) else np.float64(row[i])
+        total[i], square[i] = x, x * x
+    fold_sum(total, windows, VARY)
+    fold_sum(square, windows, VARY)
+
+
+@njit(cache=True, nogil=True)
+def variance(total: F64, square: F64, window: int) -> tuple[float, float]:
+    """Variance of a window of 64, and its mean square, from sums of values and of squares."""
+    mean, mean_square = total[window] / VARY, square[window] / VARY
+    return max(mean_square - mean * mean, 0.0), mean_square
+
+
+@njit(cache=True, nogil=True)
+def fold_sum(a: F32 | F64, new: int, window: int) -> None:
     """a[i] <- sum of a[i : i + window] for i < new; `window` is a power of 2. In place."""
     stride = window // 2
     while stride > 0:

@@ -1,8 +1,8 @@
 """Lag bank: a value is strange when no earlier stretch of its own key led up to it like this.
 
 Distances to the nearest past window on three levels (`kernel.py`), plus three small questions that
-distances do not see: has the level moved (ls), has a live signal gone flat (lowr), how large was
-the last step (diff).
+distances do not see: has the level moved (ls), has a live signal gone flat (lowr) or grown restless
+(vs), how large was the last step (diff).
 
     s    fine, W 16, lags 16 .. 527     event
     l    fine, W 64, lags 32 .. 527     event, sustained
@@ -10,6 +10,7 @@ the last step (diff).
     c8   8-means, W 64, lags 8 .. 263   event, sustained
     ls   8-means                        event
     lowr fine                           event
+    vs   fine                           event
     diff fine                           event
 
 The value expected is the one that followed the nearest past window of l. Stateless: all comes from
@@ -29,6 +30,7 @@ from raywatch.models.kernel_window import (
     SHIFT_PAST,
     level_shift,
     roughness,
+    variance_shift,
 )
 from raywatch.models.scorer import C4, C8, F32, FINE, I32, I64, Component, Level, Scores, Segments
 
@@ -81,6 +83,7 @@ class Lags:
             Component("c8", "c8", sustained=True, trust=SLOW),
             Component("ls", "c8", weighted=False, trust=SLOW),
             Component("lowr", weighted=False, trust=SLOW),
+            Component("vs", weighted=False, trust=SLOW),
             Component("diff"),
         )
 
@@ -112,12 +115,13 @@ class LagBank:
         history = self.levels[0].history
         values, begin, fresh = rows(segments, 0)
         size = int(fresh.sum(dtype=np.int64))
-        for name in ("s", "l", "lowr", "diff"):
+        for name in ("s", "l", "lowr", "vs", "diff"):
             parts[name] = np.empty(size, np.float32)
         lag = np.empty(size, np.int32)
         short, long = parts["s"], parts["l"]
         bank(values, begin, fresh, history, FINE_LAG0, self._lags.fine, LONG_FROM, short, long, lag)
         roughness(values, begin, fresh, history, parts["diff"], parts["lowr"])
+        variance_shift(values, begin, fresh, history, parts["vs"])
         return expectation(values, begin, fresh, history, lag), lag
 
     def _coarse(self, segments: Segments, level: int, parts: dict[str, F32]) -> None:

@@ -24,6 +24,10 @@ from raywatch.models.kernel_window import (
     SHIFT_NOW,
     SHIFT_PAST,
     SHIFT_PAST_MIN,
+    VARY,
+    VARY_FLOOR,
+    VARY_PAST,
+    VARY_PAST_MIN,
 )
 from raywatch.models.lagbank import COARSE_LAG0, FINE_LAG0, LONG_FROM, Lags
 from raywatch.models.scorer import F32, I32, I64, Scores, Segments
@@ -67,6 +71,7 @@ class LagBankTorch:
             short, long, lag = bank(x, new, FINE_LAG0, self._lags.fine, LONG_FROM)
             step, quiet = roughness(x, new)
             parts = {"s": short, "l": long, "lag": lag, "diff": step, "lowr": quiet}
+            parts["vs"] = variance_shift(x, new)
             parts["expected"] = expectation(x, new, lag)
             for name, part in parts.items():
                 found[name].append(part[mask])
@@ -162,6 +167,29 @@ def roughness(x: "Tensor", new: int) -> tuple["Tensor", "Tensor"]:
     quiet = torch.where(before > 0.0, quiet, 0.0)
     quiet = torch.where(count >= ROUGH_PAST_MIN, quiet, torch.nan)
     return steps[:, -new:], quiet.float()
+
+
+def variance_shift(x: "Tensor", new: int) -> "Tensor":
+    """ln(now / past) of variances, (P, T); see kernel_window."""
+    import torch
+
+    known = torch.isnan(x).sum(1, keepdim=True)
+    values = x.nan_to_num(nan=0.0).double()
+    mean, square = (fold(each, VARY // 2, 1.0) / VARY for each in (values, values.square()))
+    variance = (square - mean.square()).clamp(min=0.0)
+    # Windows end with each new value, and 64, 128, ... values before it.
+    back = torch.arange(VARY_PAST + 1, device=x.device) * VARY
+    last = torch.arange(variance.shape[1] - new, variance.shape[1], device=x.device)
+    window = (last[:, None] - back).clamp(min=0)
+    there = ((last[:, None] - back) >= 0) & (window >= known[..., None])
+    past = torch.where(there, variance[:, window], 0.0)[..., 1:].sum(-1)
+    largest = torch.where(there, square[:, window], 0.0).amax(-1)
+    count = there[..., 1:].sum(-1)
+    now = variance[:, -new:]
+    shift = (now * count / past).log()
+    quiet = (past <= VARY_FLOOR * largest * count) | (now * count <= past)
+    shift = torch.where(quiet, 0.0, shift)
+    return torch.where(count >= VARY_PAST_MIN, shift, torch.nan).float()
 
 
 def level_shift(x: "Tensor", new: int) -> "Tensor":

@@ -67,11 +67,20 @@ def visit(profile: F64, slot: int, channel: int, view: int, hour: int, value: fl
 
 @njit(cache=True, nogil=True)
 def look(
-    profile: F64, recent: F64, slot: int, hour: int, values: F64, row: int, strange: F64, usual: F64
+    profile: F64,
+    recent: F64,
+    slot: int,
+    hour: int,
+    values: F64,
+    row: int,
+    strange: F64,
+    usual: F64,
+    spread: F64,
 ) -> None:
     """One record: both views of every channel.
 
-    Fills strange (2, C), NaN where there is nothing to say, and usual (2, C), the mean before.
+    Fills strange (2, C), NaN where there is nothing to say, usual (2, C), the mean before, and
+    spread (2, C), twice the deviation before.
     """
     for channel in range(values.shape[1]):
         value = values[row, channel]
@@ -79,6 +88,8 @@ def look(
             seen = profile[slot, channel, view, hour, VISITS] > 0.0
             mean = profile[slot, channel, view, hour, AVERAGE]
             usual[view, channel] = mean if seen else math.nan
+            variance = profile[slot, channel, view, hour, VARIANCE]
+            spread[view, channel] = 2.0 * math.sqrt(variance) if seen else math.nan
             strange[view, channel] = math.nan
         if not abs(value) <= VALUE_MAX:  # NaN, too: a missing value leaves no trace here
             continue

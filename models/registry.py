@@ -7,6 +7,7 @@ version is an error and never a silent step back to an older one.
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from raywatch.models.errors import ArtifactError, RaywatchError
 from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
-SHIPPED = {"lagbank": 1, "robustz": 1}
+SHIPPED = {"lagbank": 2, "robustz": 1}
 PRESETS = {"network": 1}  # signal classes that lanes score themselves: `preset:name`
 PRESET = "preset:"
 SHOWN_MAX = 20  # versions that an error names
@@ -194,6 +195,9 @@ def _user_class(artifact: Artifact) -> Callable[..., object]:
         raise ArtifactError(
             f"`{artifact.version}` has `class: {where!r}`", hint="write it as module:Class"
         )
+    here = str(Path.cwd())
+    if here not in sys.path:  # last: a file here must not take the place of a library
+        sys.path.append(here)
     try:
         found: object = getattr(importlib.import_module(module), name)
     except Exception as error:
@@ -237,6 +241,9 @@ def _lacks(scorer: object, version: str) -> str:
         most = kept.get(level.name)
         if most is None or level.block != most.block or not 0 < level.history <= most.history:
             return f"{level} is not kept, at most {', '.join(map(str, LEVELS))}"
+    wrong = next((each for each in components if not 0.0 < each.trust <= 1.0), None)
+    if wrong is not None:
+        return f"trust in `{wrong.name}` is `{wrong.trust}`, not within 0 and 1"
     names = [each.name for each in components]
     read = [each.name for each in levels]
     if len(set(names)) != len(names) or len(set(read)) != len(read):

@@ -50,9 +50,11 @@ class Component:
     """One number a scorer gives for each new value of a level; larger is stranger, NaN is "no say".
 
     `sustained` components are summed into the sustained score (dashboards, VUS-PR); `event`
-    components are calibrated to tail probabilities, of which the smallest makes the event score.
+    components are calibrated to tail probabilities, channel by channel, and judged together.
     `weighted` components are distances in the unit of the channel: where a key has several
-    channels they are divided by sqrt(unit * deviation) before the largest channel is taken.
+    channels, the sustained score divides them by sqrt(unit * deviation) before the largest channel
+    is taken. `trust`, in (0, 1], is a component's part in what is said of a record: its tail
+    probability is divided by it. Half of it suits what looks back over dozens of records.
     """
 
     name: str

@@ -50,6 +50,9 @@ EPISODE = Episode(
     observed=(97.25, math.nan),
     expected=(41.0 + 1e-12, math.nan),
     lag=144,
+    spread=(3.0, math.nan),
+    similar_ms=1_699_999_000_000,
+    reasons=(("s", 8.5), ("mine", 2.0)),
 )
 SILENCE = Silence(9, "open", 2, 1_700_000_000_000, 1_700_000_130_000)
 AT = 1_700_000_060_000
@@ -74,18 +77,33 @@ def test_an_alert_says_everything_a_receiver_needs() -> None:
         "event_score": 7.60205999,
         "component": "s",
         "channels": [
-            {"name": "cpu", "observed": 97.25, "expected": 41.0, "share": 0.9},
-            {"name": "mem", "observed": None, "expected": None, "share": 0.1},
+            {
+                "name": "cpu",
+                "observed": 97.25,
+                "expected": 41.0,
+                "band": [38.0, 44.0],
+                "share": 0.9,
+            },
+            {"name": "mem", "observed": None, "expected": None, "band": None, "share": 0.1},
         ],
         "lag": 144,
+        "similar_ms": 1_699_999_000_000,
+        "reasons": [
+            {
+                "component": "s",
+                "noticed": "an unfamiliar short pattern",
+                "tail_probability": 3.16227766e-09,
+            },
+            {"component": "mine", "noticed": "component mine", "tail_probability": 0.01},
+        ],
         "model": "lagbank@abc",
         "lineage": {"topic": "events", "partition": 3, "offset": 4_711},
         "run_kind": "live",
         "window": None,
     }
     assert words == (
-        "web-1 shows an unfamiliar short pattern: cpu is 97.25, expected about 41; "
-        "about 1 in 40 million records of this key look like this."
+        "web-1 shows an unfamiliar short pattern: cpu is 97.25, expected 38 to 44; about 1 in 40 "
+        "million records of this key look like this, last alike at 2023-11-14 21:56:40 UTC."
     )
 
 
@@ -157,7 +175,7 @@ def test_in_a_file_there_is_no_lineage_and_nobody_is_paged() -> None:
 def test_the_end_of_an_incident_says_how_long_it_took() -> None:
     ended = replace(EPISODE, kind="resolved", p=0.4, observed=(42.0, 8.0), expected=(41.0, 8.0))
     words = from_episode(SPEC, b"k", AT + 3_600_000, ORIGIN, ended, "m@1").words
-    assert words == "k is back to usual after 1 h 1 min: cpu is 42, expected about 41."
+    assert words == "k is back to usual after 1 h 1 min: cpu is 42, expected 38 to 44."
 
 
 def test_an_update_says_that_it_got_worse() -> None:
@@ -271,7 +289,9 @@ def test_a_window_holds_the_values_up_to_the_record_and_those_one_lag_before() -
         lag = alert["lag"]
         if lag == 0:
             assert window["expected"] is None
+            assert alert["similar_ms"] is None
             continue
+        assert alert["similar_ms"] == alert["at_ms"] - lag * STEP_MS
         past = filled[row - 63 - lag : row + 1 - lag].tolist()
         assert window["expected"] == pytest.approx(past, abs=1e-4)
         expected = alert["channels"][channel]["expected"]

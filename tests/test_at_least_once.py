@@ -34,10 +34,10 @@ KEYS, ROWS = 10, 500
 
 
 def stream(topic: str) -> list[Out]:
-    """Every fifth key is off by 30 sigma in rows 200 .. 239 and from row 350 on."""
+    """Every fifth key is off by 30 sigma in rows 200 .. 239 and by 3,000 from row 350 on."""
     drawn = np.random.default_rng(1).normal(size=(ROWS, KEYS))
     drawn[200:240, ::5] += 30.0
-    drawn[350:, ::5] += 30.0
+    drawn[350:, ::5] += 3_000.0
     return [
         Out(
             topic,

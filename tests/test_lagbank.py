@@ -85,6 +85,7 @@ def test_there_is_no_say_before_the_first_full_pair_of_windows() -> None:
         "c8": 64 - 1 + 8,
         "ls": 12 + 32 - 1,
         "lowr": 64 + 128,  # steps; the first value has none
+        "vs": 64 + 128 - 1,
         "diff": 1,
     }
     for name, part in parts.items():
@@ -142,6 +143,23 @@ def test_a_flat_line_is_quiet() -> None:
     assert np.nanmax(parts["lowr"][:1_300]) < 0.5
 
 
+def test_a_signal_that_grows_restless_shows_in_its_variance() -> None:
+    draw = np.random.default_rng(8)
+    x = 1e3 + draw.standard_normal(1_500)
+    x[1_300:] = 1e3 + 3.0 * draw.standard_normal(200)
+    parts = score(x).parts
+    past = np.mean([x[1_300 - 64 * back : 1_364 - 64 * back].var() for back in range(1, 9)])
+    now = x[1_300:1_364].var()
+    assert parts["vs"][1_363] == pytest.approx(math.log(now / past), rel=1e-4)
+    assert parts["vs"][1_363] == pytest.approx(math.log(9.0), abs=0.7)
+    assert np.nanmax(parts["vs"][:1_300]) < 1.0
+    falling = score(x[::-1].copy()).parts["vs"]
+    assert falling[400] == 0.0  # to have calmed down is lowr's business
+    steady = np.full(600, 5.0)
+    steady[500] = 6.0  # of a constant signal others see that it is none any more
+    assert np.nanmax(score(steady).parts["vs"]) == 0.0
+
+
 def test_a_constant_stream_is_no_surprise_to_any_component() -> None:
     parts = score(np.full(3_000, 3.3)).parts
     for part in parts.values():
@@ -170,7 +188,7 @@ def test_the_default_asks_for_all_that_is_kept() -> None:
     sustained = [each.name for each in MODEL.components if each.sustained]
     event = [each.name for each in MODEL.components if each.event]
     assert sustained == ["l", "c4", "c8"]
-    assert event == ["s", "l", "c8", "ls", "lowr", "diff"]
+    assert event == ["s", "l", "c8", "ls", "lowr", "vs", "diff"]
 
 
 def test_a_cheaper_bank_agrees_where_its_lags_reach() -> None:
@@ -180,7 +198,7 @@ def test_a_cheaper_bank_agrees_where_its_lags_reach() -> None:
     x = waves(280)[:, None]  # lag 272 of the short window needs 288 values
     found = cheap.score(segments(x, levels=cheap.levels))
     full = MODEL.score(segments(x))
-    for name in ("s", "l", "ls", "lowr", "diff"):
+    for name in ("s", "l", "ls", "lowr", "vs", "diff"):
         assert np.array_equal(found.parts[name], full.parts[name], equal_nan=True)
 
 

@@ -200,11 +200,22 @@ def test_the_window_of_an_alert_ends_with_its_record_and_is_spaced_as_its_key_is
     record = {"id": "x", "state": "open", "since_ms": 5, "at_ms": 9_000, "run_kind": "live"}
     window = {"channel": "cpu", "step_ms": 2_000, "observed": [None, 4, 5.5], "expected": None}
     found = open_alerts([{**record, "window": window}])
-    assert found[0].window == Window([5_000, 7_000, 9_000], [None, 4.0, 5.5], [])
+    assert found[0].window == Window([5_000, 7_000, 9_000], [None, 4.0, 5.5], [], [], [])
     known = {**window, "expected": [1.0, None, "2"]}
     (shown,) = open_alerts([{**record, "window": known}])
     assert shown.window is not None
     assert shown.window.expected == [1.0, None, None]
+    assert shown.window.low == []
+    for band, low, high in (
+        ([0.0, 3.0], [-0.5, None, None], [2.5, None, None]),
+        ([3.0, 0.0], [], []),
+        ([None, 1.0], [], []),
+        (7, [], []),
+    ):
+        channels = [7, {"name": "mem", "band": [0, 9]}, {"name": "cpu", "band": band}]
+        (shown,) = open_alerts([{**record, "window": known, "channels": channels}])
+        assert shown.window is not None
+        assert (shown.window.low, shown.window.high) == (low, high)
     for broken in ("no window", {**window, "step_ms": 0}, {**window, "observed": 7}):
         assert open_alerts([{**record, "window": broken}])[0].window is None
 

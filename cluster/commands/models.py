@@ -1,6 +1,7 @@
-"""raywatch models: which versions there are, what one is, and a new one from recorded series."""
+"""raywatch models: which versions there are, what one is, and new ones: trained, or your own."""
 
 import dataclasses
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,13 @@ from raywatch.cluster.output import (
     say,
     table,
 )
+from raywatch.models.errors import ConfigError
 
 app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
-    help="List, show and train models.",
+    help="List, show, train and add models.",
 )
 
 Folder = Annotated[
@@ -88,3 +90,56 @@ def train(
     result(found, json, lambda it: [f"{it['version']} is in {it['path']}"])
     if not json:
         say(f"hint: `model: {artifact.version}` in the config uses it")
+
+
+@app.command()
+def add(
+    config: ConfigPath,
+    which: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="The scorer's class.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    weights: Annotated[str, typer.Option(metavar="FILE", help="Bytes that the class gets.")] = "",
+    setting: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="That the class gets; JSON.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Add a scorer of your own, once it has proved that it keeps the contract of scorers.
+
+    It scores made-up series whole, key by key and in batches, and must say the same bits each time.
+    """
+    from raywatch.cluster.config import load
+    from raywatch.cluster.connect import open_registry
+    from raywatch.models.artifact import Artifact
+    from raywatch.models.proving import prove
+    from raywatch.models.registry import build
+
+    settings = load(config)
+    given = dict(_setting(each) for each in setting or [])
+    artifact = Artifact(name, "python", {**given, "class": which}, _bytes_of(weights))
+    with progress("proving"):
+        prove(build(artifact, settings.pool.device))
+    path = open_registry(settings).add(artifact)
+    found = {"version": artifact.version, "path": str(path)}
+    result(found, json, lambda it: [f"{it['version']} is in {it['path']}"])
+    if not json:
+        say(f"hint: `model: {artifact.version}` in the config uses it")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`name=value`; a value that is no JSON is text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or name == "class":
+        raise ConfigError(f"`--setting {text}` is no NAME=VALUE", hint="e.g. --setting window=64")
+    try:
+        return name, loads(value)
+    except ValueError:
+        return name, value
+
+
+def _bytes_of(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read weights from `{path}`: {error.strerror}") from error
