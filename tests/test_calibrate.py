@@ -141,26 +141,27 @@ def test_the_profile_judges_value_and_mean_of_eight_as_the_formula_says() -> Non
 
     state = np.zeros((1, 1, 2, profile.HOURS + 1, 3))
     recent = np.zeros((1, 1, profile.RECENT))
-    strange, usual = np.zeros((2, 1)), np.zeros((2, 1))
+    strange, usual, spread = np.zeros((3, 2, 1))
     seen: list[list[float]] = []
     for row in range(2_000):
         hour = profile.hour_of(int(time_ms[row]))
         assert hour == hours[row]
-        profile.look(state, recent, 0, hour, x[:, None], row, strange, usual)
+        profile.look(state, recent, 0, hour, x[:, None], row, strange, usual, spread)
         seen.append(strange[:, 0].tolist())
     np.testing.assert_allclose([s[0] for s in seen], seasonal(x, hours), rtol=1e-7)
     np.testing.assert_allclose([s[1] for s in seen], seasonal(means, hours), rtol=1e-6)
+    assert spread[0, 0] == pytest.approx(2.0, rel=0.4)  # two deviations of what is drawn
 
 
 def test_missing_and_boundless_values_leave_no_trace_in_the_profile() -> None:
     state = np.zeros((1, 1, 2, profile.HOURS + 1, 3))
     recent = np.zeros((1, 1, profile.RECENT))
-    strange, usual = np.zeros((2, 1)), np.zeros((2, 1))
+    strange, usual, spread = np.zeros((3, 2, 1))
     for value in (1.0, 2.0, 3.0, 4.0):
-        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual)
+        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread)
     before = state.copy(), recent.copy()
     for value in (math.nan, 1e200, -1e200):
-        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual)
+        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread)
         assert np.isnan(strange).all()
         assert not np.isnan(usual).any()
     assert np.array_equal(state, before[0])

@@ -230,7 +230,9 @@ def test_every_alert_is_what_the_audited_version_says_there_and_back_again(
         spec = LogSpec(embedded=broker)
         log = actors.open_log(spec)
         log.create(events, 8)
-        service = Service(config("embedded", events, tmp_path, name=name), spec)
+        # A component may alert once it was heard so often: each version for some seconds.
+        quick = {"warmup": 60, "probability": 1e-3}
+        service = Service(config("embedded", events, tmp_path, name=name, alert=quick), spec)
         try:
             service.start()
             with Feed(log, events, keys, values, 2_000.0):
