@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.ports import Partition
@@ -35,6 +35,7 @@ State = Literal["open", "update", "resolved"]
 Origin = tuple[Partition, int]  # the partition and offset of the record that caused an alert
 
 DIGITS = 9  # Enough for every float32; beyond that lies only the noise of the last bits.
+WORDS_COLUMNS = 3  # Likewise, of records with many columns.
 WORDS_CHANNELS = 2  # Channels named in the sentence: more are read from `channels`.
 ODDS_MAX = 1e12  # Rarer than this is said as "less than": nobody has seen so many records.
 KEY_SHOWN = 80  # Characters of a key in the sentence.
@@ -52,10 +53,15 @@ NOTICED = {
     "vs": "a signal grown restless",
     "diff": "a sudden step",
     "z": "an unusual value",
+    "rarity": "a rare combination of fields",
+    "burst": "a sudden run of records that look alike",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
 }
+
+
+SHARED = ("rarity", "burst")  # components that a partition calibrates for all of its keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Channel:
     expected: float  # NaN: unknown
     share: float  # 0..1
     spread: float = math.nan  # how far from `expected` values usually are; NaN: unknown
+    word: str | None = None  # what it was, where it is no number; "": missing
+    seen: float = math.nan  # records with this word that were learnt before; NaN: not counted
 
     @property
     def band(self) -> tuple[float, float] | None:
@@ -74,6 +82,13 @@ class Channel:
         if not self.spread > 0.0 or math.isnan(self.expected):
             return None
         return self.expected - self.spread, self.expected + self.spread
+
+
+class Shown(TypedDict, total=False):
+    """What an alert may show beside the numbers of its episode."""
+
+    window: "Window | None"
+    words: tuple[tuple[str, float], ...]  # of the words behind the channels: text, and `seen`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,16 +157,7 @@ class Alert:
             "score": _number(self.score),
             "event_score": _number(self.event_score),
             "component": self.component or None,
-            "channels": [
-                {
-                    "name": channel.name,
-                    "observed": _number(channel.observed),
-                    "expected": _number(channel.expected),
-                    "band": None if channel.band is None else [_number(e) for e in channel.band],
-                    "share": _number(channel.share),
-                }
-                for channel in self.channels
-            ],
+            "channels": [_channel(channel) for channel in self.channels],
             "lag": self.lag,
             "similar_ms": self.similar_ms,
             "reasons": [
@@ -195,6 +201,7 @@ def from_episode(
     *,
     run_kind: RunKind | None = None,
     window: Window | None = None,
+    words: tuple[tuple[str, float], ...] = (),
 ) -> Alert:
     """An anomaly alert.
 
@@ -207,8 +214,10 @@ def from_episode(
         version: of the model that scored it.
         run_kind: left out, `live`, and `replay` in a file: only `live` pages.
         window: the values that led up to it.
+        words: see Shown.
     """
-    names = spec.record.values
+    names = spec.columns
+    texts = [*[(None, math.nan)] * len(spec.record.values), *words]
     assert len(names) == len(episode.observed), (names, episode)
     return Alert(
         detector=spec.name,
@@ -223,13 +232,17 @@ def from_episode(
         event_score=episode.event,
         component=episode.component,
         channels=tuple(
-            Channel(*parts)
-            for parts in zip(
-                names,
-                episode.observed,
-                episode.expected,
-                episode.channel_share,
-                episode.spread,
+            Channel(*parts, word=word, seen=seen)
+            for parts, (word, seen) in zip(
+                zip(
+                    names,
+                    episode.observed,
+                    episode.expected,
+                    episode.channel_share,
+                    episode.spread,
+                    strict=True,
+                ),
+                texts,
                 strict=True,
             )
         ),
@@ -332,6 +345,19 @@ def _window(window: Window | None) -> dict[str, object] | None:
     }
 
 
+def _channel(channel: Channel) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": channel.name,
+        "observed": _number(channel.observed),
+        "expected": _number(channel.expected),
+        "band": None if channel.band is None else [_number(e) for e in channel.band],
+        "share": _number(channel.share),
+    }
+    if channel.word is not None:
+        found |= {"word": channel.word, "seen": _number(channel.seen)}
+    return found
+
+
 def _numbers(values: F64) -> list[float | None]:
     return [_number(each) for each in values.tolist()]
 
@@ -352,19 +378,24 @@ def _key_text(key: bytes) -> tuple[str, str]:
 def _anomaly_words(alert: Alert) -> str:
     ranked = sorted(alert.channels, key=lambda channel: -channel.share)[:WORDS_CHANNELS]
     shown = [ranked[0], *(c for c in ranked[1:] if c.share >= 0.25)] if ranked else []
+    if alert.component in SHARED:  # many columns have a small share each
+        ranked = sorted(alert.channels, key=lambda channel: -channel.share)
+        shown = [channel for channel in ranked[:WORDS_COLUMNS] if channel.share > 0.0]
     readings = " and ".join(_reading(channel) for channel in shown)
     who = _shown(alert.key)
     if alert.reason == FORGOTTEN:
         began = _when(alert.since_ms)
         return f"{who}, strange since {began}, is forgotten: its partition holds too many keys."
     if alert.state == "resolved":
-        return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}: {readings}."
+        end = f": {readings}." if readings else "."
+        return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}{end}"
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     chance = odds(alert.tail_probability)
+    whose = "this partition" if alert.component in SHARED else "this key"
     alike = "" if alert.similar_ms is None else f", last alike at {_when(alert.similar_ms)}"
     again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
     return (
-        f"{who} shows {noticed}{again}: {readings}; {chance} records of this key look like "
+        f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
         f"this{alike}."
     )
 
@@ -380,6 +411,9 @@ def _missing_words(alert: Alert) -> str:
 
 
 def _reading(channel: Channel) -> str:
+    if channel.word:
+        new = ", never seen here" if channel.seen < 1.0 else ""
+        return f"{channel.name} is {_shown(channel.word.encode())}{new}"
     if math.isnan(channel.observed):
         return f"{channel.name} is missing"
     if math.isnan(channel.expected):

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raywatch.actors.files import FileBatch, read_file, resolve
-from raywatch.actors.flow import Batch, Flow, Said
+from raywatch.actors.flow import Batch, Said
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stages import flow_of
 from raywatch.models.errors import ConfigError
 from raywatch.models.scorer import Scorer, describe
 
@@ -76,8 +77,8 @@ def backtest(
     spec = replace(spec, record=resolve(path, spec.record))
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
-    flow = Flow(spec, names, model, evidence=evidence)
-    schema = _with_evidence(SCHEMA, spec.record.values) if evidence else SCHEMA
+    flow = flow_of(spec, names, model, evidence=evidence)
+    schema = _with_evidence(SCHEMA, spec.columns) if evidence else SCHEMA
     summary = Summary(model=model.version)
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
@@ -197,7 +198,9 @@ def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.
 def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
     """A list for each row, null for a reject."""
     ends = np.concatenate(([0], np.cumsum(valid)))
-    flat = np.zeros((int(ends[-1]), batch.records.values.shape[1]), np.float32)
+    records = batch.records
+    columns = records.values.shape[1] + records.words.shape[1]
+    flat = np.zeros((int(ends[-1]), columns), np.float32)
     if said.decided is not None:
         assert said.decided.evidence is not None, "the flow was to tell it"
         flat[batch.order] = said.decided.evidence

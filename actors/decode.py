@@ -6,7 +6,8 @@ bytes: which of them read a record cannot be seen from the result.
 
 What counts: numbers are JSON numbers (true is none, "12" is none), rounded to float64; a key is a
 string or an integer, which stands for its decimal text; a time is a number of epoch milliseconds,
-cut to whole ones, or ISO 8601 text. A name that occurs twice in an object means its last value.
+cut to whole ones, or ISO 8601 text. A word is a string, an integer (its decimal text), or `true` or
+`false` (that text); an empty one is missing. A name that occurs twice means its last value.
 """
 
 import json
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from raywatch.actors.grammar import TIME_MAX_MS, ZEROS, iso_ms_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import Records, RecordSpec, Reject, empty_records
-from raywatch.actors.scan import ASK, OK, Scanned, scan, wanted
+from raywatch.actors.scan import ASK, OK, Scanned, hash_of, scan, wanted
 from raywatch.models.scorer import I64, U8
 
 DETAIL_MAX = 200  # characters of an offending value that a reject shows
@@ -46,7 +47,7 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     """
     count, channels = len(fetched), len(spec.values)
     if count == 0:
-        return empty_records(channels)
+        return empty_records(channels, len(spec.words))
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
     text, begin, size = join(fetched.values, spec.bytes_max)
     found = _scanned(text, begin, size, spec)
@@ -61,17 +62,20 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     rejects: list[Reject] = []
     if found.status.any():
         text = _ask(fetched, spec, found, text, rejects)
-    kept = found.status == OK if rejects else slice(None)
-    return Records(
-        partition=fetched.partition[kept],
-        offset=fetched.offset[kept],
-        time_ms=found.time_ms[kept],
-        values=found.values[kept],
+    found.word_size[:, [name in spec.pseudonymise for name in spec.words]] = 0
+    records = Records(
+        partition=fetched.partition,
+        offset=fetched.offset,
+        time_ms=found.time_ms,
+        values=found.values,
         text=text,
-        key_begin=found.key_begin[kept],
-        key_size=found.key_size[kept],
-        rejects=rejects,
+        key_begin=found.key_begin,
+        key_size=found.key_size,
+        words=found.words,
+        word_begin=found.word_begin,
+        word_size=found.word_size,
     )
+    return records.kept(found.status == OK, rejects) if rejects else records
 
 
 def join(parts: Sequence[bytes | None], bytes_max: int) -> tuple[U8, I64, I64]:
@@ -91,16 +95,22 @@ def join(parts: Sequence[bytes | None], bytes_max: int) -> tuple[U8, I64, I64]:
 
 def _scanned(text: U8, begin: I64, size: I64, spec: RecordSpec) -> Scanned:
     """What the scanner can say about each record."""
-    fields = wanted(spec.key, spec.time, spec.values)
-    channels, count = len(spec.values), begin.shape[0]
+    fields = wanted(spec.key, spec.time, spec.values, spec.words)
+    channels, words, count = len(spec.values), len(spec.words), begin.shape[0]
     if fields is not None:
-        return scan(text, begin, size, fields, channels=channels, key_bytes_max=spec.key_bytes_max)
+        return scan(
+            text, begin, size, fields,
+            channels=channels, key_bytes_max=spec.key_bytes_max, words=words,
+        )  # fmt: skip
     return Scanned(  # one field is to be two things: only the full parser can do that
         status=np.full(count, ASK, np.uint8),
         time_ms=np.zeros(count, np.int64),
         values=np.full((count, channels), np.nan),
         key_begin=np.zeros(count, np.int64),
         key_size=np.zeros(count, np.int32),
+        words=np.zeros((count, words), np.int64),
+        word_begin=np.zeros((count, words), np.int64),
+        word_size=np.zeros((count, words), np.int32),
     )
 
 
@@ -111,17 +121,17 @@ def _impossible(time_ms: I64, log_ms: I64, ahead_max_ms: int) -> NDArray[np.bool
 
 
 def _ask(fetched: Fetched, spec: RecordSpec, found: Scanned, text: U8, rejects: list[Reject]) -> U8:
-    """Send what the scanner did not take to the full parser; the text with further keys behind it.
+    """Send what the scanner did not take to the full parser; the text with what it found behind it.
 
     Fills the rows of `found`; a row whose status is still ASK afterwards is in `rejects`.
     """
-    keys: list[bytes] = []
+    more: list[bytes] = []
     end = text.shape[0]
     for index in np.flatnonzero(found.status).tolist():
         value = fetched.values[index]
         log_ms = int(fetched.time_ms[index])
         try:
-            key, time_ms, values = _full(
+            key, time_ms, values, words = _full(
                 value, fetched.keys[index] if spec.key is None else None, log_ms, spec
             )
         except _Bad as bad:
@@ -132,9 +142,14 @@ def _ask(fetched: Fetched, spec: RecordSpec, found: Scanned, text: U8, rejects: 
         found.time_ms[index] = time_ms
         found.values[index] = values
         found.key_begin[index], found.key_size[index] = end, len(key)
-        keys.append(key)
+        more.append(key)
         end += len(key)
-    return np.concatenate((text, np.frombuffer(b"".join(keys), np.uint8))) if keys else text
+        for place, word in enumerate(words):
+            found.words[index, place] = hash_of(word)
+            found.word_begin[index, place], found.word_size[index, place] = end, len(word)
+            more.append(word)
+            end += len(word)
+    return np.concatenate((text, np.frombuffer(b"".join(more), np.uint8))) if more else text
 
 
 def _reject(
@@ -148,8 +163,8 @@ def _reject(
 
 def _full(
     value: bytes | None, kafka_key: bytes | None, log_ms: int, spec: RecordSpec
-) -> tuple[bytes, int, list[float]]:
-    """One record by the full parser: key, time, channels. Raises _Bad."""
+) -> tuple[bytes, int, list[float], list[bytes]]:
+    """One record by the full parser: key, time, channels, words. Raises _Bad."""
     fields = _object(value, spec.bytes_max)
     key = (kafka_key or b"") if spec.key is None else _key(spec.key, fields.get(spec.key))
     if not 1 <= len(key) <= spec.key_bytes_max:
@@ -164,10 +179,11 @@ def _full(
         words = f"is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
         raise _Bad("bad time", f"`{time_ms}` {words}", "is ahead of the log's")
     values = [_channel(name, fields.get(name)) for name in spec.values]
-    if all(map(math.isnan, values)):
-        words = f"none of `{cut(', '.join(spec.values))}`"
+    texts = [_word(name, fields.get(name)) for name in spec.words]
+    if all(map(math.isnan, values)) and not any(texts):
+        words = f"none of `{cut(', '.join((*spec.values, *spec.words)))}`"
         raise _Bad("missing field", words, words)
-    return key, time_ms, values
+    return key, time_ms, values, texts
 
 
 def _object(value: bytes | None, bytes_max: int) -> dict[str, object]:
@@ -245,6 +261,20 @@ def _channel(name: str, value: object) -> float:
     if not math.isfinite(number):
         raise _Bad("not finite", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
     return number
+
+
+def _word(name: str, value: object) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, bool):
+        return b"true" if value else b"false"
+    if not isinstance(value, str | int):
+        raise _Bad("wrong type", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
+    try:
+        return str(value).encode()
+    except UnicodeEncodeError:
+        words = f"`{name}`: `{cut(repr(value))}` has half a surrogate"
+        raise _Bad("wrong type", words, f"`{name}` has half a surrogate") from None
 
 
 def _show(value: bytes) -> str:

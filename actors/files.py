@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-from numba import njit
 from numpy.typing import NDArray
 
 from raywatch.actors.decode import cut, decode
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
+from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import Records, RecordSpec, Reject
-from raywatch.actors.scan import iso_column
+from raywatch.actors.scan import hash_column, iso_column
 from raywatch.models.errors import ConfigError
 from raywatch.models.scorer import F64, I32, I64, U8
 
@@ -122,8 +122,12 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed += [name for name in spec.pseudonymise if name not in fixed]
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
+    lost = [word for word in spec.words if word not in names]
+    found = any(name in names for name in (*spec.words, *spec.values))
+    if lost and not (found and _kind(path) == "lines"):
+        raise _no_column(lost[0], names, path)
     values = expand(spec.values, known, aside=fixed, path=path)
-    for name in (*fixed, *values):
+    for name in (*fixed, *values, *spec.words):
         if names.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
     return replace(spec, values=values)
@@ -281,7 +285,7 @@ def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.Reco
 
 
 def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    fields = [name for name in (spec.key, spec.time, *spec.values) if name is not None]
+    fields = [name for name in (spec.key, spec.time, *spec.values, *spec.words) if name is not None]
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
         if block.num_rows > 0:
@@ -306,19 +310,24 @@ class _Rows:
         rows = np.arange(self.first, self.first + count)
         text, begin, size = self._key()
         time_ms = rows if self.spec.time is None else self._time(self.spec.time)
-        values = self._values()
-        kept = slice(None) if self.good.all() else self.good
+        text, words, word_begin, word_size = self._words(text)
+        values = self._values((words != 0).any(axis=1))
+        word_size[:, [name in self.spec.pseudonymise for name in self.spec.words]] = 0
         records = Records(
-            partition=np.zeros(count, np.int32)[kept],
-            offset=rows[kept],
-            time_ms=time_ms[kept],
-            values=values[kept],
+            partition=np.zeros(count, np.int32),
+            offset=rows,
+            time_ms=time_ms,
+            values=values,
             text=text,
-            key_begin=begin[kept],
-            key_size=size[kept],
-            rejects=sorted(self.rejects, key=lambda reject: reject.offset),
+            key_begin=begin,
+            key_size=size,
+            words=words,
+            word_begin=word_begin,
+            word_size=word_size,
         )
-        return FileBatch(records, self.first, count)
+        rejects = sorted(self.rejects, key=lambda reject: reject.offset)
+        kept = slice(None) if self.good.all() else self.good
+        return FileBatch(records.kept(kept, rejects), self.first, count)
 
     def _reject(self, bad: MASK, reason: str, *names: str) -> None:
         """Reject rows that nothing was wrong with so far; shows the first field of `names`."""
@@ -354,14 +363,33 @@ class _Rows:
         self._reject(np.logical_not((exact >= 0.0) & (exact <= TIME_MAX_MS)), "bad time", name)
         return np.floor(np.where(self.good, exact, 0.0)).astype(np.int64)
 
-    def _values(self) -> F64:
-        """(N, C) channels of each row."""
+    def _words(self, text: U8) -> tuple[U8, I64, I64, I32]:
+        """Words of each row: the text with theirs behind it, hashes, begin, size."""
+        shape = (self.block.num_rows, len(self.spec.words))
+        words, begin = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        size, parts, end = np.zeros(shape, np.int32), [text], text.shape[0]
+        for word, name in enumerate(self.spec.words):
+            column = self._column(name)
+            if not _is_word(column):
+                raise _no_use(name, column, "a word")
+            part, at, long = _text_of(column, name)
+            hashed = np.empty(shape[0], np.int64)
+            hash_column(part.ctypes.data, at, long, hashed)
+            first, last = int(at[0]), int((at + long).max())
+            words[:, word], begin[:, word], size[:, word] = hashed, at + (end - first), long
+            parts.append(part[first:last])
+            end += last - first
+        return (np.concatenate(parts) if shape[1] else text), words, begin, size
+
+    def _values(self, worded: MASK) -> F64:
+        """(N, C) channels of each row; `worded`: rows that have a word."""
         values = np.full((self.block.num_rows, len(self.spec.values)), np.nan)
         for channel, name in enumerate(self.spec.values):
             values[:, channel], wrong = _numbers(self._column(name), name)
             self._reject(wrong, "wrong type", name)
             self._reject(np.isinf(values[:, channel]), "not finite", name)
-        self._reject(np.all(np.isnan(values), axis=1), "missing field", *self.spec.values)
+        nothing = np.all(np.isnan(values), axis=1) & ~worded
+        self._reject(nothing, "missing field", *self.spec.values, *self.spec.words)
         return values
 
 
@@ -371,6 +399,11 @@ def _nulls(column: pa.Array) -> MASK:
 
 def _is_text(column: pa.Array) -> bool:
     return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def _is_word(column: pa.Array) -> bool:
+    kinds, types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null), column.type
+    return _is_text(column) or any(is_kind(types) for is_kind in kinds)
 
 
 def _text_of(column: pa.Array, name: str) -> tuple[U8, I64, I64]:
@@ -446,37 +479,3 @@ def _times(column: Any, name: str) -> tuple[F64, MASK]:
         raise _no_use(name, column, "a time")
     time_ms = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return time_ms, missing | np.isnan(time_ms)
-
-
-# ---- Kafka's default partitioner
-
-
-@njit(cache=True, nogil=True)
-def murmur2(text: U8, begin: int, size: int) -> int:
-    """Kafka's 32-bit hash of a key, as Java's Utils.murmur2 gives it: a signed number."""
-    low, prime = 0xFFFFFFFF, 0x5BD1E995
-    state = (0x9747B28C ^ size) & low
-    whole = size - size % 4
-    for at in range(begin, begin + whole, 4):
-        word = 0
-        for byte in range(3, -1, -1):
-            word = (word << 8) | np.int64(text[at + byte])
-        word = (word * prime) & low
-        word = ((word ^ (word >> 24)) * prime) & low
-        state = ((state * prime) & low) ^ word
-    if size > whole:
-        for byte in range(size - whole - 1, -1, -1):
-            state ^= np.int64(text[begin + whole + byte]) << (8 * byte)
-        state = (state * prime) & low
-    state = ((state ^ (state >> 13)) * prime) & low
-    state ^= state >> 15
-    return int(state) - 0x100000000 if state > 0x7FFFFFFF else int(state)
-
-
-@njit(cache=True, nogil=True)
-def partitions_of(text: U8, begin: I64, size: I32, partitions: int) -> I32:
-    """(N,) the partition of each key among `partitions`."""
-    out = np.empty(begin.shape[0], np.int32)
-    for index in range(begin.shape[0]):
-        out[index] = (murmur2(text, begin[index], size[index]) & 0x7FFFFFFF) % partitions
-    return out

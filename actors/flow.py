@@ -12,6 +12,7 @@ What is said about a record is a function of its partition's records up to it. R
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from raywatch.actors.alerts import (
     STEP_MS,
     WINDOW,
     Alert,
+    Shown,
     Window,
     from_episode,
     from_forgotten,
@@ -32,7 +34,7 @@ from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
 from raywatch.actors.rejecting import Rejecting
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models.decide import Decided, Decider, Episode
+from raywatch.models.decide import Decided, Decider, Episode, Forgotten
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended, History
 from raywatch.models.missing import Missing, Silence
@@ -78,8 +80,22 @@ class Said:
     decided: Decided | None
 
 
+class Part(Protocol):
+    """A part of the state; see docs/architecture.md."""
+
+    def state(self) -> Arrays:
+        """As arrays."""
+        ...
+
+    def load(self, saved: Arrays, /) -> None:
+        """Become what gave them. Raises ArtifactError."""
+        ...
+
+
 class Flow:
     """State and arithmetic of one lane. `evidence`: tell it of every record, not of alerts only."""
+
+    by_partition = ("keys.partitions", "missing.partition", "missing.pace", "rejecting.windows")
 
     def __init__(
         self,
@@ -89,7 +105,6 @@ class Flow:
         *,
         evidence: bool = False,
     ) -> None:
-        channels = len(spec.record.values)
         self.spec = spec
         self.partitions = tuple(partitions)
         assert spec.record.pseudonymous == (spec.pseudonym is not None), "keys would be clear"
@@ -97,13 +112,17 @@ class Flow:
         self.keys = KeyTable(
             spec.keys_max, max(1, len(self.partitions)), evict=spec.keys_full == "evict"
         )
-        self.history = History(channels)
         self.rejecting = Rejecting(spec.rejects_max, max(1, len(self.partitions)))
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
         self.model = model
         self._evidence = evidence
-        self.decider = self._decider(model)
+        self._scored_by(model)
         self.speak = dict.fromkeys(self.partitions, 0)
+
+    def _scored_by(self, model: ModelSpec) -> None:
+        """The state that scoring needs. This, and what is marked so, a stage has its own way of."""
+        self.history = History(len(self.spec.record.values))
+        self.decider = self._decider(model)
 
     # ---- decode and featurise --------------------------------------------------------------
 
@@ -129,10 +148,8 @@ class Flow:
         order, touched, counts = group(slots)
         usual_ms = np.zeros(slots.shape[0])
         if slots.shape[0]:
-            self.history.ensure(self.keys.high)
             self.missing.ensure(self.keys.high)
-            appended = self.history.append(touched, counts, records.values[order], model.levels)
-            self.history.forget(gone.slot)
+            appended = self._featurised(records, order, touched, counts, gone, model)
             silences = self.missing.observe(
                 records.partition, slots, records.time_ms, usual_ms, (gone.index, gone.slot)
             )
@@ -140,6 +157,15 @@ class Flow:
             model, records, slots, order, touched, counts, appended, silences, usual_ms,
             taken.born, gone, dict(begin), dict(end),
         )  # fmt: skip
+
+    def _featurised(
+        self, records: Records, order: I64, touched: I32, counts: I32, gone: Gone, model: ModelSpec
+    ) -> Appended | None:
+        """What goes to scorers (a stage's own)."""
+        self.history.ensure(self.keys.high)
+        appended = self.history.append(touched, counts, records.values[order], model.levels)
+        self.history.forget(gone.slot)
+        return appended
 
     def _without_new_keys(
         self, records: Records, slots: I32, values: Sequence[bytes | None]
@@ -162,17 +188,7 @@ class Flow:
                 )
             )
         keep = np.flatnonzero(slots >= 0)
-        kept = replace(
-            records,
-            partition=records.partition[keep],
-            offset=records.offset[keep],
-            time_ms=records.time_ms[keep],
-            values=records.values[keep],
-            key_begin=records.key_begin[keep],
-            key_size=records.key_size[keep],
-            rejects=rejects,
-        )
-        return kept, slots[keep]
+        return records.kept(keep, rejects), slots[keep]
 
     # ---- decide ----------------------------------------------------------------------------
 
@@ -180,34 +196,19 @@ class Flow:
         """Decide on a scored batch. Batches must come in the order they were prepared in."""
         if batch.model.version != self.model.version:
             self._adopt(batch.model)
-        decided: Decided | None = None
-        alerts: list[tuple[int, Alert]] = []
         records = batch.records
-        if batch.appended is not None:
-            assert scores is not None, "a batch with records needs scores"
-            assert scores.version == batch.model.version, (scores.version, batch.model.version)
-            self.decider.ensure(self.keys.high)
-            self.decider.begin(batch.born)
-            decided = self.decider.decide(
-                batch.touched,
-                batch.counts,
-                records.time_ms[batch.order],
-                records.values[batch.order],
-                batch.appended,
-                scores,
-            )
-            windows = Windows(self.spec.record.values, batch, batch.appended)
-            for episode in decided.episodes:
-                at = int(batch.order[episode.index])
-                if self._speaks(records.partition[at], records.offset[at]):
-                    where = self._lineage(records, at)
-                    time_ms = int(records.time_ms[at])
-                    key = self.keys.key(episode.slot)
-                    alert = from_episode(
-                        self.spec, key, time_ms, where, episode, batch.model.version,
-                        window=windows.of(episode),
-                    )  # fmt: skip
-                    alerts.append((at, alert))
+        alerts: list[tuple[int, Alert]] = []
+        decided = self._decided(batch, scores) if len(records) else None
+        for episode in decided.episodes if decided is not None else ():
+            at = int(batch.order[episode.index])
+            if self._speaks(records.partition[at], records.offset[at]):
+                where = self._lineage(records, at)
+                time_ms = int(records.time_ms[at])
+                key, seen = self.keys.key(episode.slot), self._shown(batch, at, episode)
+                alert = from_episode(
+                    self.spec, key, time_ms, where, episode, batch.model.version, **seen
+                )
+                alerts.append((at, alert))
         for silence in batch.silences:
             at = silence.index
             if self._speaks(records.partition[at], records.offset[at]):
@@ -223,11 +224,37 @@ class Flow:
         causes = [at for at, _ in alerts]
         return Said([alert for _, alert in alerts], causes, rejects, rejected, decided)
 
+    def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
+        """What becomes of the records of a batch that has some (a stage's own)."""
+        assert batch.appended is not None
+        assert scores is not None, "a batch with records needs scores"
+        assert scores.version == batch.model.version, (scores.version, batch.model.version)
+        self.decider.ensure(self.keys.high)
+        self.decider.begin(batch.born)
+        return self.decider.decide(
+            batch.touched,
+            batch.counts,
+            batch.records.time_ms[batch.order],
+            batch.records.values[batch.order],
+            batch.appended,
+            scores,
+        )
+
+    def _shown(self, batch: Batch, at: int, episode: Episode) -> Shown:
+        """What an alert shows beside its numbers (a stage's own)."""
+        assert batch.appended is not None
+        windows = Windows(self.spec.record.values, batch, batch.appended)
+        return {"window": windows.of(episode)}
+
+    def _forgotten(self, gone: Gone) -> list[Forgotten]:
+        """Forget keys; which incidents end by it (a stage's own)."""
+        return self.decider.forget(gone.index, gone.slot)
+
     def _forget(self, batch: Batch) -> list[tuple[int, Alert]]:
         """Let go of the keys that this batch displaced; ends their incidents."""
         said: list[tuple[int, Alert]] = []
         records, gone = batch.records, batch.gone
-        for ended in self.decider.forget(gone.index, gone.slot):
+        for ended in self._forgotten(gone):
             at = ended.index
             if self._speaks(records.partition[at], records.offset[at]):
                 key, where = self.keys.key(ended.slot), self._lineage(records, at)
@@ -345,12 +372,16 @@ class Flow:
             )
         # Each part is sound by itself; they must be about the same keys.
         arrays = snapshot.arrays
-        counted = np.array_equal(arrays["history.index"], arrays["decider.total"])
-        slots = arrays["keys.size"].shape[0], arrays["missing.key"].shape[0]
-        aligned = set(slots) == {arrays["history.index"].shape[0]}
+        size = arrays["keys.size"].shape[0]
+        aligned = self._aligned(arrays, size) and arrays["missing.key"].shape[0] == size
         chain, where = self.missing.chain(), arrays["keys.partition"]
-        if not counted or not aligned or not ((chain == -1) | (chain == where)).all():
+        if not aligned or not ((chain == -1) | (chain == where)).all():
             raise ArtifactError("the parts of a snapshot are about different keys", hint=_HINT)
+
+    def _aligned(self, arrays: Arrays, slots: int) -> bool:
+        """Whether the parts are about so many keys, and of each as many records."""
+        index = arrays["history.index"]
+        return index.shape[0] == slots and np.array_equal(index, arrays["decider.total"])
 
     def _widened(self, snapshot: Snapshot) -> Snapshot:
         """The same state with its partitions counted as this lane counts them."""
@@ -359,12 +390,13 @@ class Flow:
         arrays = dict(snapshot.arrays)
         # The last one is for slots without a key, whose partition is -1.
         arrays["keys.partition"] = np.array([*index, -1], np.int32)[arrays["keys.partition"]]
-        for name in ("keys.partitions", "missing.partition", "missing.pace", "rejecting.windows"):
+        for name in self.by_partition:
             fresh[name][index] = arrays[name]
             arrays[name] = fresh[name]
         return replace(snapshot, arrays=arrays)
 
-    def _state(self) -> "dict[str, KeyTable | History | Missing | Decider | Rejecting]":
+    def _state(self) -> "dict[str, Part]":
+        """Everything remembered, by the prefix of its names (a stage's own)."""
         return {
             "keys": self.keys,
             "history": self.history,

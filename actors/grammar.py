@@ -73,7 +73,7 @@ def _load(bits: int) -> object:
 
 
 byte_at = cast("Callable[[int], int]", _load(8))
-_word_at = cast("Callable[[int], np.uint64]", _load(64))
+word_at = cast("Callable[[int], np.uint64]", _load(64))
 
 
 @njit(cache=True, nogil=True)
@@ -151,7 +151,7 @@ def string(p: int) -> tuple[int, bool]:
     """Position of the quote that ends the string whose text begins at p, and "has escapes"."""
     escaped = False
     while True:
-        while _plain(_word_at(p)):
+        while _plain(word_at(p)):
             p += 8
         while (
             byte_at(p) >= 32

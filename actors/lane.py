@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from raywatch.actors import bounds, checkpoint, fencing
 from raywatch.actors.fetching import joined
-from raywatch.actors.flow import Batch, Flow, Said
+from raywatch.actors.flow import Batch, Said
 from raywatch.actors.ledger import Ledger
 from raywatch.actors.ports import (
     Clock,
@@ -36,6 +36,7 @@ from raywatch.actors.ports import (
 )  # fmt: skip
 from raywatch.actors.saving import Saver, Saving
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stages import flow_of
 from raywatch.actors.stats import LaneStats, State
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import ModelSpec
@@ -197,7 +198,7 @@ class Shift:
         """Take over the newest snapshot that may be used. Returns where to begin reading."""
         spec, lane, now = self.spec, self.lane.number, self.clock.monotonic()
         checkpoint.discard_beyond(self.store, spec.name, lane, start.speak)
-        self.flow = Flow(spec, self.lane.partitions, self.model)
+        self.flow = flow_of(spec, self.lane.partitions, self.model)
         layout = self.flow.layout()
         snapshot = checkpoint.newest(
             self.store, spec.name, lane, layout, start.speak, self.flow.fits

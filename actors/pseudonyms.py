@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from raywatch.actors.records import Records
-from raywatch.models.scorer import U8
+from raywatch.models.scorer import I32, I64, U8
 
 SECRET_BYTES_MIN = 32  # A shorter HMAC key could be found by trying (RFC 2104, section 3).
 CACHE_MAX = 1 << 20  # Pseudonyms that are remembered: 34 bytes each, and the clear key.
@@ -56,6 +56,15 @@ def _base32(digests: list[bytes]) -> U8:
     return DIGITS[fives]
 
 
+def gathered(text: U8, begin: I64, size: I32) -> tuple[U8, I64]:
+    """Pieces of a text, back to back and nothing else, and where each begins now."""
+    long = size.reshape(-1).astype(np.int64)
+    ends = np.cumsum(long)
+    moved = begin.reshape(-1) - (ends - long)  # of each piece: what its bytes lie ahead
+    taken = np.arange(int(ends[-1]) if ends.shape[0] else 0) + np.repeat(moved, long)
+    return text[taken], (ends - long).reshape(size.shape)
+
+
 class Pseudonyms:
     """Replaces the keys of one lane's records."""
 
@@ -82,11 +91,14 @@ class Pseudonyms:
             self._empty(max(self._cache_max, count))
             slots = self._known.intern(alike)
         self._hash_new()
+        keys = self._texts[slots].reshape(-1)
+        words, word_begin = gathered(records.text, records.word_begin, records.word_size)
         return replace(
             records,
-            text=self._texts[slots].reshape(-1),
+            text=np.concatenate((keys, words)) if words.shape[0] else keys,
             key_begin=np.arange(count, dtype=np.int64) * width,
             key_size=np.full(count, width, np.int32),
+            word_begin=word_begin + keys.shape[0],
         )
 
     def _hash_new(self) -> None:

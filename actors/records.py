@@ -5,9 +5,12 @@ timestamp is scored like any other. A timestamp that cannot be (not a number, ne
 year 2200, or further ahead of the log's own timestamp than `ahead_max_ms`) rejects the record.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raywatch.models.scorer import F64, I32, I64, U8
 
@@ -25,6 +28,7 @@ class RecordSpec:
     # Fields that must not leave in the clear: the key becomes a pseudonym (pseudonyms.py), and
     # rejects show no value of any field, as what could not be read may stand anywhere.
     pseudonymise: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # W categories: strings, integers or booleans; see decode.py
 
     @property
     def pseudonymous(self) -> bool:
@@ -64,8 +68,10 @@ class Records:
     """Decoded records of one lane, in the order they were read.
 
     Record i has key `text[key_begin[i] : key_begin[i] + key_size[i]]`. A channel that is null or
-    absent while another channel of the record is present is NaN (missing); a record without any
-    channel is a reject.
+    absent while another field of the record is present is NaN (missing), such a word is 0; a record
+    without any channel or word is a reject. Word w of record i, where its size is not 0, was
+    `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those that must not be
+    shown are 0.
     """
 
     partition: I32  # (N,) index into the lane's tuple
@@ -75,6 +81,9 @@ class Records:
     text: U8  # the bytes that keys point into
     key_begin: I64  # (N,)
     key_size: I32  # (N,)
+    words: I64  # (N, W) hashes
+    word_begin: I64  # (N, W)
+    word_size: I32  # (N, W)
     rejects: list[Reject] = field(default_factory=lambda: [])
 
     def __len__(self) -> int:
@@ -85,8 +94,31 @@ class Records:
         begin = int(self.key_begin[index])
         return self.text[begin : begin + int(self.key_size[index])].tobytes()
 
+    def word(self, index: int, word: int) -> str:
+        """A word as text, "" where there is none to show (for alerts and tests, like `key`)."""
+        begin = int(self.word_begin[index, word])
+        text = self.text[begin : begin + int(self.word_size[index, word])]
+        return text.tobytes().decode("utf-8", "replace")
 
-def empty_records(channels: int) -> Records:
+    def kept(self, keep: NDArray[Any] | slice, rejects: Sequence[Reject]) -> Self:
+        """Some of these records, in order, and these rejects."""
+        return replace(
+            self,
+            partition=self.partition[keep],
+            offset=self.offset[keep],
+            time_ms=self.time_ms[keep],
+            values=self.values[keep],
+            key_begin=self.key_begin[keep],
+            key_size=self.key_size[keep],
+            words=self.words[keep],
+            word_begin=self.word_begin[keep],
+            word_size=self.word_size[keep],
+            rejects=list(rejects),
+        )
+
+
+def empty_records(channels: int, words: int = 0) -> Records:
     """A batch of nothing."""
-    i32, i64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return Records(i32, i64, i64, np.zeros((0, channels)), np.zeros(0, np.uint8), i64, i32)
+    i32, i64, wide = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros((0, words), np.int64)
+    text, narrow = np.zeros(0, np.uint8), np.zeros((0, words), np.int32)
+    return Records(i32, i64, i64, np.zeros((0, channels)), text, i64, i32, wide, wide, narrow)

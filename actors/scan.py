@@ -2,10 +2,10 @@
 
 The scanner takes a record only if it is certain to give what a full parser would: a whole, valid
 object (RFC 8259), wanted names at most once, names written without escapes, numbers that round
-provably right, keys that are strings without escapes or integers, times as in `iso_ms`. Whatever
-else it meets, it says ASK, and the full parser (decode.py) has the last word. So it may be
-ignorant, but never wrong. Fields nobody wants are validated like the others, nested ones up to
-DEPTH_MAX levels.
+provably right, keys that are strings without escapes or integers, words that are such keys, `true`
+or `false`, times as in `iso_ms`. Whatever else it meets, it says ASK, and the full parser
+(decode.py) has the last word. So it may be ignorant, but never wrong. Fields nobody wants are
+validated like the others, nested ones up to DEPTH_MAX levels.
 
 Records of a stream mostly name the same fields in the same order: the names of the record before
 are compared first.
@@ -37,12 +37,19 @@ from raywatch.actors.grammar import (
     scalar,
     space,
     string,
+    word_at,
 )
 from raywatch.models.scorer import F64, I32, I64, U8
 
-GRAMMAR = "260a303fadbd"  # SHA-256 of grammar.py, its beginning: new code there, a new cache here
+GRAMMAR = "da93e69f72a6"  # SHA-256 of grammar.py, its beginning: new code there, a new cache here
 OK, ASK = 0, 1  # status of a record
-KEY, TIME, UNWANTED, ASK_NAME = -1, -2, -3, -4  # roles of a field; 0 and above are channels
+KEY, TIME, UNWANTED, ASK_NAME = (
+    -1,
+    -2,
+    -3,
+    -4,
+)  # roles of a field; then channels, then words
+WORD_MAX = 20  # bytes of an integer that is a word: none has more
 LAYOUT_MAX = 1_024  # fields a record may have; their names are remembered
 
 
@@ -52,7 +59,7 @@ class Wanted(NamedTuple):
     names: U8  # all names, back to back, in UTF-8
     begin: I64  # (F,)
     size: I64  # (F,)
-    role: I64  # (F,) KEY, TIME or the number of the channel
+    role: I64  # (F,) KEY, TIME, or the number of the channel; words count on behind channels
 
 
 class Scanned(NamedTuple):
@@ -63,13 +70,18 @@ class Scanned(NamedTuple):
     values: F64  # (N, C) NaN: null or absent
     key_begin: I64  # (N,) unset where no key field is wanted
     key_size: I32  # (N,)
+    word_begin: I64  # (N, W)
+    word_size: I32  # (N, W) 0: null, absent or empty
+    words: I64  # (N, W) hashes of words, see `hash_at`
 
 
-def wanted(key: str | None, time: str | None, values: tuple[str, ...]) -> Wanted | None:
+def wanted(
+    key: str | None, time: str | None, values: tuple[str, ...], words: tuple[str, ...] = ()
+) -> Wanted | None:
     """Prepare the fields of a record for `scan`; None where one name is to be two things."""
     roles = [(key, KEY)] if key is not None else []
     roles += [(time, TIME)] if time is not None else []
-    roles += [(name, channel) for channel, name in enumerate(values)]
+    roles += [(name, channel) for channel, name in enumerate((*values, *words))]
     names = [name.encode("utf-8", "surrogatepass") for name, _ in roles]
     if len(set(names)) != len(names):
         return None
@@ -118,6 +130,32 @@ def _name(p: int, place: int, names: U8, name_begin: I64, name_size: I64, layout
 
 
 @njit(cache=True, nogil=True)
+def hash_at(p: int, size: int) -> int:
+    """64 bits that stand for the text at p: 0 for no text, and for no other."""
+    if size == 0:
+        return 0
+    h, end = np.uint64(size) * np.uint64(0x9E3779B97F4A7C15), p + size
+    while p + 8 <= end:
+        h = _mixed(h ^ word_at(p))
+        p += 8
+    rest, shift = np.uint64(0), np.uint64(0)
+    while p < end:  # byte by byte: nothing behind the text is read
+        rest |= np.uint64(byte_at(p)) << shift
+        shift += np.uint64(8)
+        p += 1
+    found = int(np.int64(_mixed(_mixed(h ^ rest))))
+    return found if found != 0 else 1
+
+
+@njit(cache=True, nogil=True)
+def _mixed(h: np.uint64) -> np.uint64:
+    """Spreads each bit over all of them and loses none (Stafford 2011, "Mix13")."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
 def _key(p: int, bytes_max: int) -> tuple[int, int, int]:
     """The key at p: position behind the value (-1: ask), begin and size of the key's text."""
     if byte_at(p) == QUOTE:
@@ -126,6 +164,12 @@ def _key(p: int, bytes_max: int) -> tuple[int, int, int]:
         if end < 0 or escaped or size < 1 or size > bytes_max:
             return -1, 0, 0
         return end + 1, p + 1, size
+    return _integer(p, bytes_max)
+
+
+@njit(cache=True, nogil=True)
+def _integer(p: int, bytes_max: int) -> tuple[int, int, int]:
+    """The integer at p: position behind it (-1: ask), begin and size of its decimal text."""
     begin = p + 1 if byte_at(p) == MINUS else p
     q = begin
     while 48 <= byte_at(q) <= 57:
@@ -163,6 +207,21 @@ def _channel(p: int) -> tuple[int, float, int]:
 
 
 @njit(cache=True, nogil=True)
+def _word(p: int) -> tuple[int, int, int]:
+    """The word at p: position behind it (-1: ask), begin and size of its text (0: missing)."""
+    byte = byte_at(p)
+    if byte == QUOTE:
+        end, escaped = string(p + 1)
+        return (-1 if end < 0 or escaped else end + 1), p + 1, max(end - p - 1, 0)
+    if byte == 110:
+        return (p + 4 if null(p) else -1), p, 0
+    if byte in (116, 102):
+        end = scalar(p)
+        return end, p, max(end - p, 0)
+    return _integer(p, WORD_MAX)
+
+
+@njit(cache=True, nogil=True)
 def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
     base: int,
     begin: I64,
@@ -177,6 +236,8 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
     values: F64,
     key_begin: I64,
     key_size: I32,
+    word_begin: I64,
+    word_size: I32,
 ) -> None:
     # The record before: address and size of each name (quotes and colon included), wanted field.
     layout, known = np.empty((LAYOUT_MAX, 3), np.int64), 0
@@ -207,7 +268,12 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
                 break
             else:
                 seen[field] = index
-                if role[field] >= 0:
+                if role[field] >= values.shape[1]:
+                    word = role[field] - values.shape[1]
+                    p, text, length = _word(p)
+                    word_begin[index, word], word_size[index, word] = text - base, length
+                    channels += length
+                elif role[field] >= 0:
                     p, values[index, role[field]], present = _channel(p)
                     channels += present
                 elif role[field] == KEY:
@@ -228,12 +294,19 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
 
 
 def scan(
-    buf: U8, begin: I64, size: I64, fields: Wanted, *, channels: int, key_bytes_max: int
+    buf: U8,
+    begin: I64,
+    size: I64,
+    fields: Wanted,
+    *,
+    channels: int,
+    key_bytes_max: int,
+    words: int = 0,
 ) -> Scanned:
     """Read N records; record i is buf[begin[i] : begin[i] + size[i]], with a zero byte behind it.
 
-    Behind the last one there are ZEROS zero bytes. A record without any channel, or without a
-    wanted key or time, is one to ASK about.
+    Behind the last one there are ZEROS zero bytes. A record without any channel or word, or
+    without a wanted key or time, is one to ASK about.
     """
     count = begin.shape[0]
     assert not buf[-ZEROS:].any(), "the zero bytes are missing"
@@ -243,8 +316,15 @@ def scan(
         values=np.full((count, channels), np.nan),
         key_begin=np.empty(count, np.int64),
         key_size=np.empty(count, np.int32),
+        word_begin=np.zeros((count, words), np.int64),
+        word_size=np.zeros((count, words), np.int32),
+        words=np.empty((count, words), np.int64),
     )
-    _scan(buf.ctypes.data, begin, size, *fields, key_bytes_max, *out)
+    base = buf.ctypes.data
+    _scan(base, begin, size, *fields, key_bytes_max, *out[:-1])
+    if words:
+        flat = out.word_begin.reshape(-1), out.word_size.reshape(-1), out.words.reshape(-1)
+        hash_column(base, *flat)
     return out
 
 
@@ -254,3 +334,16 @@ def iso_column(base: int, begin: I64, size: I64, out: I64) -> None:
     for index in range(begin.shape[0]):
         at = base + begin[index]
         out[index] = iso_ms(at, at + size[index])
+
+
+@njit(cache=True, nogil=True)
+def hash_column(base: int, begin: I64, size: I64 | I32, out: I64) -> None:
+    """`hash_at` of N texts; text i has size[i] bytes at address base + begin[i]."""
+    for index in range(begin.shape[0]):
+        out[index] = hash_at(base + begin[index], size[index])
+
+
+def hash_of(text: bytes) -> int:
+    """`hash_at` of one text; for the few that do not come as bytes of a batch."""
+    raw = np.frombuffer(text + b"\0", np.uint8)
+    return int(hash_at(raw.ctypes.data, len(text)))

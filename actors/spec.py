@@ -7,6 +7,7 @@ from typing import Literal
 from raywatch.actors.ports import Partition
 from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
+from raywatch.models.registry import PRESET
 from raywatch.models.settings import DecideSettings, MissingSettings
 
 
@@ -17,7 +18,7 @@ class DetectorSpec:
     name: str
     topics: tuple[str, ...]
     record: RecordSpec
-    model: str  # name or name@hash
+    model: str  # name, name@hash or preset:name
     decide: DecideSettings = field(default_factory=DecideSettings)
     missing: MissingSettings = field(default_factory=MissingSettings)
     group: str = ""
@@ -50,6 +51,16 @@ class DetectorSpec:
         ):
             if not getattr(self, attribute):
                 object.__setattr__(self, attribute, default)
+
+    @property
+    def stage(self) -> str:
+        """The stage of the lane that scores itself (stages.py); "": scorers of the pool do."""
+        return self.model.removeprefix(PRESET) if self.model.startswith(PRESET) else ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an alert can be about: channels, then words."""
+        return (*self.record.values, *self.record.words)
 
     @property
     def lane_prefix(self) -> str:

@@ -4,7 +4,7 @@
 
 FOLDER holds the sets as quality_sets.py says. Each becomes a labelled file in a temporary folder
 and goes through the very functions behind `raywatch backtest` and `raywatch evaluate`, with one
-setting for all: the shipped model `lagbank` and a detector with nothing set. Nothing is tuned here.
+setting for all of a class: the shipped model `lagbank`, or a preset, and nothing set.
 Without --only every part is measured; a part that was not is named on the page. Plots go to a
 folder beside the page, with its name. Exit code 2: something is missing, the page is as it was.
 """
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import quality_faults as faults
+import quality_network as network
 import quality_sets as sets
 from quality_page import GOALS, Page, Plot, Row, Section
 from rich.console import Console
@@ -267,6 +268,8 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "asd": machines("asd"),
     "injections": injections,
     "alarms": alarms,
+    "nsl_kdd": lambda bench: network.nsl_kdd(bench.folder, bench.room),
+    "smtp": lambda bench: network.smtp(bench.folder, bench.room),
 }
 
 

@@ -30,6 +30,8 @@ NEEDS = {  # what each part of the report reads
     "asd": ("asd.npz", "interpretation_label"),
     "injections": ("smd.npz", "asd.npz"),
     "alarms": ("smd.npz", "asd.npz"),
+    "nsl_kdd": ("nsl_kdd.parquet",),
+    "smtp": ("smtp.npz",),
 }
 STEP_MS = {"smd": 60_000, "asd": 300_000}  # between two records, as the papers say
 

@@ -18,6 +18,8 @@ from raywatch.actors.bounds import batch_records
 from raywatch.actors.fetching import FETCH_BYTES
 from raywatch.actors.kafka_rules import READER, WRITER
 from raywatch.actors.spec import DetectorSpec
+from raywatch.models import following
+from raywatch.models.network import partition_bytes
 from raywatch.models.scorer import LEVELS, ModelSpec
 
 MIB = 1 << 20
@@ -32,6 +34,7 @@ PROFILE_BYTES = 1_272  # and for the time of day, and the mean miss
 COMPONENTS, COARSE = 11, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
+WORD_BYTES = 64  # of a word: hash and place, twice; what explains it
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
 SILENCE_BYTES = 2_048
 OUT_MAX = 5_000  # see actors/lane.py
@@ -77,6 +80,8 @@ def gib(size: int) -> str:
 
 def key_bytes(spec: DetectorSpec) -> int:
     """State of one key."""
+    if spec.stage:
+        return KEY_BYTES + ARENA_FACTOR * spec.record.key_bytes_max + following.KEY_BYTES
     channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
     text = ARENA_FACTOR * spec.record.key_bytes_max
     return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel
@@ -100,18 +105,20 @@ def memory_bound(
     assert partitions >= 1, partitions
     assert owners >= 1, owners
     lanes = ceil(min(spec.lanes, partitions) / owners)
-    channels, flights = len(spec.record.values), spec.in_flight + 1
-    records = batch_records(spec, MODEL)
+    channels, words = len(spec.record.values), len(spec.record.words)
+    flights = spec.in_flight + 1
+    records = batch_records(spec, ModelSpec("", (), ()) if spec.stage else MODEL)
     # Slots of keys that were forgotten come back when their batch is decided.
     keys = ceil(partitions / spec.lanes) * spec.keys_max + flights * records
-    state = keys * key_bytes(spec)
+    sketches = _sketches(spec, ceil(partitions / spec.lanes))
+    state = keys * key_bytes(spec) + sketches
     came = spec.batch_bytes + FETCH_BYTES + spec.record.bytes_max
     batches = (
         flights * 2 * came  # as they came, and what of it is rejected
         + 2 * 2 * spec.in_flight_bytes  # one over the bound; and their copies for the scorers
-        + flights * records * (RECORD_BYTES + channels * VALUE_BYTES)
+        + flights * records * (RECORD_BYTES + channels * VALUE_BYTES + words * WORD_BYTES)
     )
-    alerts = (OUT_MAX + records) * (ALERT_BYTES + 200 * channels)
+    alerts = (OUT_MAX + records) * (ALERT_BYTES + 200 * (channels + words))
     alerts += keys * SILENCE_BYTES if spec.missing.enabled else 0
     if spec.pseudonym is not None or spec.record.pseudonymise:
         state += PSEUDONYMS_BYTES + (1 << 20) * ARENA_FACTOR * spec.record.key_bytes_max
@@ -124,7 +131,7 @@ def memory_bound(
         batches=lanes * batches,
         alerts=lanes * alerts,
         queues=lanes * queues,
-        snapshot=2 * keys * _stored_bytes(spec),
+        snapshot=2 * (keys * _stored_bytes(spec) + sketches),
     )
 
 
@@ -139,6 +146,13 @@ def fitting(spec: DetectorSpec, memory: int, **place: Any) -> int:
         bound = memory_bound(replace(spec, keys_max=middle), **place)
         low, high = (middle, high) if bound.total <= memory else (low, middle - 1)
     return low
+
+
+def _sketches(spec: DetectorSpec, partitions: int) -> int:
+    """State that the keys of each of a lane's partitions share."""
+    if not spec.stage:
+        return 0
+    return partitions * partition_bytes(len(spec.record.values), len(spec.record.words))
 
 
 def _stored_bytes(spec: DetectorSpec) -> int:

@@ -14,8 +14,10 @@ from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.secret import Secret, Settings
 from raywatch.models.errors import ConfigError
+from raywatch.models.registry import PRESET
 from raywatch.models.settings import DecideSettings, MissingSettings
 
+WORDS_MAX = 256  # words of one record
 CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
 
 _DECIDE = DecideSettings()
@@ -31,10 +33,17 @@ class Record(Settings):
     """Which fields of a record are what."""
 
     values: tuple[str, ...] = Field(
-        min_length=1,
+        default=(),
         max_length=CHANNELS_MAX,
         description="Fields with numbers, one or a list; each is a channel. `x*` stands for all "
-        "fields that match, in natural order (`x2` before `x10`), settled once at start.",
+        "fields that match, in natural order (`x2` before `x10`), settled once at start. Needed, "
+        "unless there are `words`.",
+    )
+    words: tuple[str, ...] = Field(
+        default=(),
+        max_length=WORDS_MAX,
+        description="Fields with categories (strings, integers, booleans), one or a list, for "
+        "`model: preset:network` (docs/signal-classes.md). No patterns.",
     )
     key: str | None = Field(
         default=None,
@@ -76,14 +85,14 @@ class Record(Settings):
         "in `pseudonymise`. Another one makes other pseudonyms of the same keys.",
     )
 
-    @field_validator("values", mode="before")
+    @field_validator("values", "words", mode="before")
     @classmethod
     def _one_is_a_list(cls, values: object) -> object:
         if isinstance(values, str):
             return (values,)
         return tuple(values) if isinstance(values, list) else values
 
-    @field_validator("values")
+    @field_validator("values", "words")
     @classmethod
     def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
@@ -96,6 +105,8 @@ class Record(Settings):
         for name in self.pseudonymise:
             if name in self.values or name == self.time:
                 raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
+        if not self.values and not self.words:
+            raise ValueError("`values` is missing: name the fields with numbers")
         among = (self.key or "key") in self.pseudonymise
         if among != (self.pseudonym_key is not None):
             raise ValueError("`pseudonym_key` and the key in `pseudonymise` belong together")
@@ -204,11 +215,15 @@ class Detector(Settings):
     )
     record: Record = Field(description="Which fields of a record are what.")
     model: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?$",
-        description="Model to score with: `name`, or `name@hash` to pin a version.",
+        pattern=r"^(preset:network|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
+        description="Model to score with: `name`, or `name@hash` to pin a version, or "
+        "`preset:network` for network and security records (docs/signal-classes.md).",
     )
     alert: Alert = Field(default_factory=Alert, description="When a score becomes an alert.")
-    missing: Missing = Field(default_factory=Missing, description="When silence becomes an alert.")
+    missing: Missing = Field(
+        default_factory=Missing,
+        description="When silence becomes an alert; with `preset:network` only where it is given.",
+    )
     group: str = Field(
         default="",
         max_length=249,
@@ -303,6 +318,23 @@ class Detector(Settings):
         "most this much.",
     )
 
+    @model_validator(mode="after")
+    def _of_one_class(self) -> Self:
+        preset = self.model.startswith(PRESET)
+        if self.record.words and not preset:
+            raise ValueError(f"`record.words` is for `{PRESET}network`; `model` is `{self.model}`")
+        if not self.record.values and not preset:
+            raise ValueError("`record.values` is missing: name the fields with numbers")
+        return self
+
+    @property
+    def _missing(self) -> MissingSettings:
+        """Entities of security records come and go: their silence counts where it is asked for."""
+        given = dict(self.missing)
+        if self.model.startswith(PRESET) and "missing" not in self.model_fields_set:
+            given["enabled"] = False
+        return MissingSettings(**given)
+
     def to_spec(
         self, audit: str, fields: Sequence[str] | None = None, *, unsettled: bool = False
     ) -> DetectorSpec:
@@ -323,7 +355,7 @@ class Detector(Settings):
             record=RecordSpec(**named),
             model=self.model,
             decide=DecideSettings(**dict(self.alert)),
-            missing=MissingSettings(**dict(self.missing)),
+            missing=self._missing,
             group=self.group,
             alerts=self.alerts,
             rejects=self.rejects,

@@ -19,8 +19,10 @@ from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
 SHIPPED = {"lagbank": 2, "robustz": 1}
+PRESETS = {"network": 1}  # signal classes that lanes score themselves: `preset:name`
+PRESET = "preset:"
 SHOWN_MAX = 20  # versions that an error names
-KINDS = ("lagbank", "linear", "python", "robustz")
+KINDS = ("lagbank", "linear", "network", "python", "robustz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,12 @@ class Entry:
 
 def shipped(name: str) -> Artifact:
     """A model that comes with raywatch, with default settings. Raises ArtifactError."""
-    if name not in SHIPPED:
+    known = SHIPPED | PRESETS
+    if name not in known:
         raise ArtifactError(
-            f"`{name}` is not shipped with raywatch", hint=f"shipped are {', '.join(SHIPPED)}"
+            f"`{name}` is not shipped with raywatch", hint=f"shipped are {', '.join(known)}"
         )
-    return Artifact(name, name, {}, None, {"shipped": SHIPPED[name]})
+    return Artifact(name, name, {}, None, {"shipped": known[name]})
 
 
 class Registry:
@@ -64,6 +67,8 @@ class Registry:
 
     def resolve(self, reference: str) -> Artifact:
         """The artifact of `name` or `name@hash`. Raises ArtifactError with what exists."""
+        if reference.startswith(PRESET):
+            return shipped(reference.removeprefix(PRESET))
         name, at, digits = reference.partition("@")
         paths = [path for path in self._paths() if path.parent.name == name]
         if not at:
@@ -144,6 +149,10 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
         from raywatch.models.robustz import RobustZ
 
         scorer = _construct(artifact, RobustZ, settings)
+    elif artifact.kind == "network":
+        from raywatch.models.network import NetworkModel
+
+        scorer = _construct(artifact, NetworkModel, settings)
     elif artifact.kind == "linear":
         from raywatch.models.linear import Linear
 
@@ -221,7 +230,8 @@ def _lacks(scorer: object, version: str) -> str:
     if not callable(getattr(scorer, "score", None)):
         return "it has no method `score`"
     levels = _tuple_of(getattr(scorer, "levels", None), Level)
-    if not levels:
+    alone = getattr(scorer, "stage", "") in PRESETS  # its lane has the state that it scores with
+    if not levels and not alone:
         return "its `levels` must be a tuple of Level"
     components = _tuple_of(getattr(scorer, "components", None), Component)
     if not components:
@@ -238,7 +248,7 @@ def _lacks(scorer: object, version: str) -> str:
     read = [each.name for each in levels]
     if len(set(names)) != len(names) or len(set(read)) != len(read):
         return f"names of levels {read} and components {names} must be unique"
-    foreign = sorted({each.level for each in components} - set(read))
+    foreign = sorted({each.level for each in components} - set(read)) if not alone else []
     return f"a component is of the level `{foreign[0]}`, which it does not read" if foreign else ""
 
 

@@ -123,12 +123,14 @@ class ModelSpec:
     levels: tuple[Level, ...]
     components: tuple[Component, ...]
     views: bool = False  # whether the decide stage's views are calibrated beside the components
+    stage: str = ""  # a stage of the lane that scores itself (actors/stages.py); "": scorers do
 
 
 def describe(scorer: "Scorer") -> ModelSpec:
     """The part of a scorer that lanes need."""
     views = bool(getattr(scorer, "views", False))
-    return ModelSpec(scorer.version, scorer.levels, scorer.components, views)
+    stage = str(getattr(scorer, "stage", ""))
+    return ModelSpec(scorer.version, scorer.levels, scorer.components, views, stage)
 
 
 class Scorer(Protocol):

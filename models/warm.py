@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from raywatch.models.decide import warm_decide
+from raywatch.models.following import warm_following
 from raywatch.models.history import History
 from raywatch.models.lagbank import LagBank
+from raywatch.models.network import warm_network
 from raywatch.models.robustz import RobustZ
 from raywatch.models.scorer import LEVELS, Level, Segments
 
@@ -71,4 +73,11 @@ def _robustz() -> None:
     model.score(_segments(model.levels))
 
 
-KERNELS: tuple[Callable[[], None], ...] = (_history, _lagbank, _robustz, warm_decide)
+KERNELS: tuple[Callable[[], None], ...] = (
+    _history,
+    _lagbank,
+    _robustz,
+    warm_decide,
+    warm_network,
+    warm_following,
+)

@@ -105,7 +105,7 @@ audit: audit
     # `added` is found out about the topics (cluster/growth.py), not set; `pseudonym` is revealed
     # for who decodes only (tests/test_pseudonyms.py).
     named = [".name", ".topics", ".added", ".pseudonym"]
-    assert same == [*named, "record.values", "record.key", "record.time"]
+    assert same == [*named, "record.values", "record.key", "record.time", "record.words"]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
 
@@ -131,7 +131,10 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("[events]", "[hosts.alerts]", 1, "would read what it writes: `hosts.alerts`", ""),
         ("[events]", "['a b']", 4, "got `a b`", ""),
         ("[cpu, mem]", "[cpu, cpu]", 5, "`cpu` must not be empty and must stand there once", ""),
-        ("[cpu, mem]", "[]", 5, "`detectors.0.record.values`", "Fields with numbers"),
+        ("[cpu, mem]", "[]", 5, "`values` is missing: name the fields with numbers", ""),
+        ("[cpu, mem]", "[cpu], words: [a]", 3, "`record.words` is for `preset:network`", ""),
+        ("values: [cpu, mem]", "words: [a]", 3, "`record.words` is for `preset:network`", ""),
+        ("lagbank", "preset:logs", 6, "`detectors.0.model`", ""),
     ],
 )
 def test_a_mistake_is_named_with_line_path_value_and_hint(
@@ -286,9 +289,22 @@ def test_a_config_cannot_be_changed_afterwards(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_default_or_is_required_and_is_described() -> None:
-    required = {"kafka", "bootstrap", "detectors", "name", "topics", "record", "values", "model"}
+    required = {"kafka", "bootstrap", "detectors", "name", "topics", "record", "model"}
     from raywatch.cluster.reference import settings
 
     for path, field in settings(Config):
         assert field.description, path
         assert field.is_required() == (path.split(".")[-1] in required), path
+
+
+def test_a_signal_class_needs_no_numbers_and_its_silence_is_asked_for(tmp_path: Path) -> None:
+    text = SMALLEST.replace("values: [cpu, mem]", "words: service").replace(
+        "lagbank", "preset:network"
+    )
+    known = load(write(tmp_path, text)).spec("hosts")
+    assert (known.record.values, known.record.words) == ((), ("service",))
+    assert known.stage == "network"
+    assert not known.missing.enabled
+    asked = load(write(tmp_path, text + "    missing: {intervals: 5}\n")).spec("hosts")
+    assert asked.missing.enabled
+    assert asked.missing.intervals == 5

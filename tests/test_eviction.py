@@ -201,6 +201,9 @@ def mixed(pieces: list[Records], rng: np.random.Generator) -> Records:
         text=text,
         key_begin=np.concatenate(begins)[back],
         key_size=np.concatenate([p.key_size for p in pieces])[back],
+        words=np.zeros((len(order), 0), np.int64),
+        word_begin=np.zeros((len(order), 0), np.int64),
+        word_size=np.zeros((len(order), 0), np.int32),
     )
 
 

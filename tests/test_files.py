@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 from raywatch.actors.files import (
     FileBatch,
     expand,
-    murmur2,
-    partitions_of,
     read_file,
     read_series,
     resolve,
 )
+from raywatch.actors.partitioner import murmur2, partitions_of
 from raywatch.actors.records import RecordSpec
 from raywatch.models.errors import ConfigError
 

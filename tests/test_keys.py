@@ -32,6 +32,9 @@ def records_of(named: Sequence[bytes], partitions: Sequence[int] | None = None) 
         text=text,
         key_begin=begin,
         key_size=size.astype(np.int32),
+        words=np.zeros((count, 0), np.int64),
+        word_begin=np.zeros((count, 0), np.int64),
+        word_size=np.zeros((count, 0), np.int32),
     )
 
 

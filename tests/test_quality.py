@@ -91,7 +91,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (found / "interpretation_label" / f"{name}-1.txt").write_text(
             f"100-{last}:2\n300-{last + 200}:1,3\n"
         )
+    security(found)
     return found
+
+
+def security(found: Path) -> None:
+    """Records of the network class: of 3,000 the last 200 have numbers and words of their own."""
+    rng, attack = np.random.default_rng(9), np.arange(3_000) >= 2_800
+    numbers = rng.lognormal(size=(3_000, 41)) * np.where(attack, 1e3, 1.0)[:, None]
+    columns: dict[str, Any] = {str(n): numbers[:, n] for n in range(41)}
+    for name in ("1", "2", "3"):
+        columns[name] = np.where(attack, "odd", rng.choice(["tcp", "udp"], 3_000))
+    columns |= {"41": np.where(attack, "flood", "normal"), "42": rng.integers(21, size=3_000)}
+    pq.write_table(pa.table(columns), found / "nsl_kdd.parquet")
+    np.savez(found / "smtp.npz", X=numbers[:, :3], y=attack.astype(int))
 
 
 def ran(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -113,6 +126,9 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert measured(text, "HitRate@100 of explanations") == 1.0
     assert measured(text, "event recall of `event_score`, 0.1 % flagged") == 1.0
     assert measured(text, "NAB standard") > 80.0
+    assert measured(text, "AUC of `score`") > 0.99
+    assert measured(text, "of `flood` (200)") > 0.9
+    assert "## Security: smtp" in text
     assert 0.0 < measured(text, "VUS-PR, mean over series") < 1.1
     assert "| Perfect | 1.100 | 0 |" in text
     assert "| Useless | -0.100 | 1 |" in text
@@ -141,7 +157,7 @@ def test_a_part_can_be_measured_and_the_page_names_what_was_not(
     text = (tmp_path / "q.md").read_text()
     assert "## Telemetry: TSB-AD-M" in text
     assert "## Planted faults" not in text
-    assert "Not measured in this run: tsbad_u, smd, asd, injections, alarms." in text
+    assert "Not measured in this run: tsbad_u, smd, asd, injections, alarms," in text
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,17 @@ def start(
     from raywatch.cluster.connect import open_registry
     from raywatch.cluster.deployment import artifact_name, store_url
     from raywatch.models.artifact import pack
+    from raywatch.models.errors import ConfigError
+    from raywatch.models.registry import PRESET, PRESETS
 
     settings = load(config)
     artifact = open_registry(settings).resolve(model)
     name = settings.detector(detector).name
+    if artifact.kind in PRESETS or settings.detector(detector).model.startswith(PRESET):
+        raise ConfigError(
+            f"`{name}` cannot change from `{settings.detector(detector).model}` to `{model}`",
+            hint="signal classes are not rolled out: change `model` and start the service anew",
+        )
     if not yes:
         words = f"would replace the model of `{name}` by `{artifact.version}`; say --yes"
         result({"started": False, "version": artifact.version}, json, lambda _: [words])

@@ -28,6 +28,9 @@ RECORDS = (
     b'{"k":"\xc3\xa4\xf0\x9f\x98\x80","t":"2026-11-24T13:43:26.123+01:00","x":-1.5e-3,"y":null}',
     b' {\r\n\t"k" : 17 , "t" : 1.9 , "y" : -1e-3 , "z" : [true,false,null] } ',
     b'{"k":"","t":"2026","x":12345678901234567890123456789012345678901234567890}',
+    b'{"k":"a","t":1,"w":"tcp-\xc3\xa4","v":-123456789012345678}',
+    b'{"k":"a","t":1,"w":true,"v":"123456789"}',
+    b'{"k":"a","t":1,"v":null,"w":"',
     b'{"x',
 )
 
@@ -46,7 +49,7 @@ def guarded() -> np.ndarray:
 def main(seed: int, inputs: int) -> None:
     """Scan mutants of RECORDS, a few at a time."""
     room, rng = guarded(), random.Random(seed)
-    fields = wanted("k", "t", ("x", "y"))
+    fields = wanted("k", "t", ("x", "y"), ("w", "v"))
     assert fields is not None
     done = taken = 0
     while done < inputs:
@@ -56,7 +59,7 @@ def main(seed: int, inputs: int) -> None:
         for at in (0, ROOM - text.shape[0]):
             place = room[at : at + text.shape[0]]
             place[:] = text
-            found = scan(place, begin, size, fields, channels=2, key_bytes_max=32)
+            found = scan(place, begin, size, fields, channels=2, key_bytes_max=32, words=2)
             taken += int((found.status == OK).sum())
         done += len(values)
     print(f"{done} records, {taken} times taken")

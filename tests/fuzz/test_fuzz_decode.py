@@ -28,6 +28,7 @@ from raywatch.actors import decode as decoding
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import RecordSpec
+from raywatch.actors.scan import hash_of
 
 MUTANTS = 60
 LOG_MS = 1_795_527_806_123
@@ -37,8 +38,9 @@ SPECS = (
     RecordSpec(values=("x",), key="k", time=None, bytes_max=64),
     RecordSpec(values=("x", "\u00e4"), key=None, time="t", ahead_max_ms=1_000),
     RecordSpec(values=("k", "x"), key="k", time="t"),  # one field is two things
+    RecordSpec(values=("x",), words=("pad", "y"), key="k", time="t"),
 )
-Row = tuple[bytes, int, tuple[bytes, ...]]  # key, time, values bit for bit
+Row = tuple[bytes, int, tuple[bytes, ...], tuple[int, ...]]  # values bit for bit, hashes of words
 ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
     r"(?:[Zz]|([+-])(\d\d)(?::?(\d\d))?)?)?",
@@ -110,9 +112,13 @@ def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
         numbers = [math.nan if each is None else float(each) for each in values]
     except OverflowError:
         raise Unlike from None
-    if any(map(math.isinf, numbers)) or all(map(math.isnan, numbers)):
+    words = [record.get(name) for name in spec.words]
+    if any(type(each) not in (str, int, bool, type(None)) for each in words):
         raise Unlike
-    return key, time, tuple(map(bits, numbers))
+    texts = ["" if w is None else str(w).lower() if type(w) is bool else str(w) for w in words]
+    if any(map(math.isinf, numbers)) or (all(map(math.isnan, numbers)) and not any(texts)):
+        raise Unlike
+    return key, time, tuple(map(bits, numbers)), tuple(hash_of(each.encode()) for each in texts)
 
 
 def by_reference(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row | None:
@@ -135,7 +141,8 @@ def decoded(values: list[bytes], spec: RecordSpec) -> dict[int, Row]:
     assert len(rejected) + len(found) == count
     return {
         int(found.offset[row]): (
-            found.key(row), int(found.time_ms[row]), tuple(map(bits, found.values[row].tolist()))
+            found.key(row), int(found.time_ms[row]), tuple(map(bits, found.values[row].tolist())),
+            tuple(found.words[row].tolist()),
         )
         for row in range(len(found))
     }  # fmt: skip
@@ -144,10 +151,10 @@ def decoded(values: list[bytes], spec: RecordSpec) -> dict[int, Row]:
 def parsed(value: bytes, kafka_key: bytes, spec: RecordSpec) -> Row | None:
     """What the full parser alone makes of a record."""
     try:
-        key, time_ms, values = decoding._full(value, kafka_key, LOG_MS, spec)
+        key, time_ms, values, words = decoding._full(value, kafka_key, LOG_MS, spec)
     except decoding._Bad:
         return None
-    return key, time_ms, tuple(map(bits, values))
+    return key, time_ms, tuple(map(bits, values)), tuple(map(hash_of, words))
 
 
 def half_a_pair(value: bytes) -> bool:
