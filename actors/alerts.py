@@ -55,13 +55,15 @@ NOTICED = {
     "z": "an unusual value",
     "rarity": "a rare combination of fields",
     "burst": "a sudden run of records that look alike",
+    "fraud": "a payment like those that were labelled as fraud",
+    "amount": "an unusual amount for this customer",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
 }
 
 
-SHARED = ("rarity", "burst")  # components that a partition calibrates for all of its keys
+SHARED = ("rarity", "burst", "fraud", "amount")  # components that a partition calibrates for all of its keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ def from_episode(
         words: see Shown.
     """
     names = spec.columns
-    texts = [*[(None, math.nan)] * len(spec.record.values), *words]
+    texts = [*[(None, math.nan)] * (len(names) - len(words)), *words]
     assert len(names) == len(episode.observed), (names, episode)
     return Alert(
         detector=spec.name,

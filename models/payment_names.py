@@ -1,4 +1,4 @@
-"""What of a payment is looked at, and what an alert calls it: names in the order of the columns.
+"""What records of payments are, and what of them is looked at: names in the order of the columns.
 
 Here because settings and alerts need the names and no compiler; payment_features.py has the rules.
 Counts "in 7 d" fade with a half-life of that long, and so does what shares are made of.
@@ -31,5 +31,6 @@ NAMES = (
     "days since the customer's last fraud",
     "hour of the day",
 )
+PAYMENT, FRAUD, HONEST, UNCLEAR = range(4)  # kinds of a record: the last three have a label
 FEATURES = len(NAMES)
 CHANCE = "chance of fraud"  # by the labels so far; shown beside the features, and none of them

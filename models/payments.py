@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from raywatch.models import calibrate, combiner
 from raywatch.models import payment_features as features
 from raywatch.models.errors import ArtifactError
-from raywatch.models.payment_names import FEATURES
+from raywatch.models.payment_names import FEATURES, FRAUD, PAYMENT
 from raywatch.models.payments_kernel import (
     DONE,
-    FRAUD,
     HEAD,
     LEVEL,
     LEVEL_MAX,
     MATCHED,
-    PAYMENT,
     REPEATED,
     TAIL,
     TOTAL_COLUMNS,

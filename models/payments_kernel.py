@@ -15,7 +15,7 @@ Two numbers become -log10 p by the partition's own past (calibrate.py). Until FR
 labelled, the amount's deviation from the customer's usual one speaks; from then on the chance of
 fraud does, in which the amount has its part:
 
-    rare = r(max(z, 0))            or            r(log(1 + exp(logit)))
+    rare = r(max(z, 0))            or            r(exp(logit / 4))
 
 A clock that is set by records would let one wrong time stamp end all waiting: it moves by CLOCK_STEP
 a record at most, and no record is later than it.
@@ -29,10 +29,9 @@ from numba import njit
 
 from raywatch.models import calibrate, combiner
 from raywatch.models import payment_features as features
-from raywatch.models.payment_names import FEATURES
+from raywatch.models.payment_names import FEATURES, FRAUD, PAYMENT
 from raywatch.models.scorer import F32, F64, I32, I64, U8
 
-PAYMENT, FRAUD, HONEST = range(3)  # kinds of a record
 CLOCK, HEAD, TAIL, LEVEL, SEEN, MATCHED, REPEATED, UNKNOWN, LOST = range(9)  # columns of `total`
 TOTAL_COLUMNS = 9
 WHO_CUSTOMER, WHO_TERMINAL, WHO_DONE, WHO_LEVEL = range(4)  # columns of `who`
@@ -245,13 +244,14 @@ def _heard(s: State, b: Batch, i: int, late_s: float, pairs: I32, place: I32) ->
 @njit(cache=True, nogil=True)
 def _rare(s: State, p: int, logit: float, z: float, rare: F64) -> None:
     """Judge both numbers by the partition's past, then learn them. `rare`: out, (2,)."""
-    # The logarithm of 1 + odds: next to nothing for the many, the log-odds of the few.
-    odds = logit + math.log1p(math.exp(-logit)) if logit > 0.0 else math.log1p(math.exp(logit))
+    # Frauds are a crowd of their own far above the others. Of the odds, their logarithm and powers
+    # between, the fourth root has the tail that the calibration describes best.
+    root = math.exp(0.25 * logit)
     which = CHANCES if s.base[p, features.B_FRAUDS] >= FRAUDS_MIN else AMOUNTS
     deviation = max(z, 0.0)
     rare[:] = 0.0
-    rare[which] = calibrate.judge(s.calibration, p, which, odds if which == CHANCES else deviation)
-    calibrate.learn(s.calibration, p, CHANCES, odds, RATE, EXCESS_RATE)
+    rare[which] = calibrate.judge(s.calibration, p, which, root if which == CHANCES else deviation)
+    calibrate.learn(s.calibration, p, CHANCES, root, RATE, EXCESS_RATE)
     calibrate.learn(s.calibration, p, AMOUNTS, deviation, RATE, EXCESS_RATE)
 
 
