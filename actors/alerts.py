@@ -56,14 +56,15 @@ NOTICED = {
     "rarity": "a rare combination of fields",
     "burst": "a sudden run of records that look alike",
     "fraud": "a payment like those that were labelled as fraud",
-    "amount": "an unusual amount for this customer",
+    "customer_amount": "an unusual amount for this customer",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
 }
 
 
-SHARED = ("rarity", "burst", "fraud", "amount")  # components that a partition calibrates for all of its keys
+# Components that a partition calibrates for all of its keys.
+SHARED = ("rarity", "burst", "fraud", "customer_amount")
 
 
 @dataclass(frozen=True, slots=True)

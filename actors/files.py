@@ -287,7 +287,8 @@ def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.Reco
 
 
 def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    fields = [name for name in (spec.key, spec.time, *spec.values, *spec.categories) if name is not None]
+    wanted = (spec.key, spec.time, *spec.values, *spec.categories)
+    fields = [name for name in wanted if name is not None]
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
         if block.num_rows > 0:
@@ -337,10 +338,9 @@ class _Rows:
         spec = self.spec
         if spec.id is None:
             return
-        kind = kinds(spec, words)
-        if spec.label is not None:
-            self._reject(kind == UNCLEAR, "wrong type", spec.label)
-        payments, named = kind == PAYMENT, len(spec.words)
+        kind, named = kinds(spec, words), len(spec.words)
+        payments = kind == PAYMENT
+        self._reject(kind == UNCLEAR, "wrong type", spec.label or "")
         self._reject(words[:, named] == 0, "missing field", spec.id)
         for value, name in enumerate(spec.values):
             self._reject(payments & np.isnan(values[:, value]), "missing field", name)

@@ -26,9 +26,8 @@ from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
 from raywatch.models.payment_names import FEATURES, PAYMENT
 from raywatch.models.payments import COMPONENTS, WARM, Payments
-from raywatch.models.payments_kernel import CHANCES
+from raywatch.models.payments_kernel import CHANCES, Found
 from raywatch.models.payments_kernel import Batch as Given
-from raywatch.models.payments_kernel import Found
 from raywatch.models.scorer import F64, I32, I64, ModelSpec, Scores
 
 NONE = np.zeros(0, np.int64)

@@ -66,9 +66,9 @@ def payments(folder: Path, room: Path) -> Section:
         here = average_precision(fraud[of], score[of])
         rows.append(Row(f"average precision, only {words} ({count:,})", here))
     words = (
-        f"{day.size:,} payments of {int(day.max()) + 1} days; judged are the {fraud.size:,} of the "
-        f"last {JUDGED_DAYS}, {int(fraud.sum()):,} of them frauds. Frauds are labelled {LABEL_DAYS} "
-        "days later, by records of the same partition; model `preset:payments`, nothing set."
+        f"{day.size:,} payments of {int(day.max()) + 1} days; judged are the {fraud.size:,} of "
+        f"the last {JUDGED_DAYS}, {int(fraud.sum()):,} of them frauds. Frauds are labelled "
+        f"{LABEL_DAYS} days later, by records of the same partition; model `preset:payments`, nothing set."
     )
     return Section("Payments: simulated card fraud", words, rows)
 

@@ -36,9 +36,7 @@ RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
 WORD_BYTES = 64  # of a word: hash and place, twice; what explains it
 # Of a terminal; and a customer for each terminal, whose key is a hash of eight bytes.
-ENTITY_BYTES = (
-    payments.TERMINAL_BYTES + payments.CUSTOMER_BYTES + KEY_BYTES + ARENA_FACTOR * 8
-)
+ENTITY_BYTES = payments.TERMINAL_BYTES + payments.CUSTOMER_BYTES + KEY_BYTES + ARENA_FACTOR * 8
 FOUND_BYTES = 12 * FEATURES + 128  # of a payment while its batch is decided: features, shares
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
 SILENCE_BYTES = 2_048

@@ -20,6 +20,7 @@ from raywatch.models.payments_kernel import (
     HEAD,
     LEVEL,
     LEVEL_MAX,
+    LOST,
     MATCHED,
     REPEATED,
     TAIL,
@@ -29,7 +30,6 @@ from raywatch.models.payments_kernel import (
     WHO_DONE,
     WHO_LEVEL,
     WHO_TERMINAL,
-    LOST,
     Batch,
     Found,
     State,
@@ -37,14 +37,14 @@ from raywatch.models.payments_kernel import (
     observe,
 )
 from raywatch.models.rows import Rows
-from raywatch.models.scorer import F64, I32, I64, U8, Component, Level, Scores, Segments
+from raywatch.models.scorer import I32, I64, Component, Level, Scores, Segments
 
 WAIT = 1 << 17  # payments of a partition whose label is not known yet; a power of two
 VISITS = 1 << 18  # cells that count visits of customers to terminals; a power of two
 WARM = 2_048  # payments of a partition before any may alert: what calibrates is young till then
 CUSTOMER_BYTES = 8 * features.CUSTOMER_COLUMNS
 TERMINAL_BYTES = 8 * features.TERMINAL_COLUMNS
-COMPONENTS = (Component("fraud"), Component("amount"))
+COMPONENTS = (Component("fraud"), Component("customer_amount"))
 
 _BY_SLOT = ("customer", "terminal")
 _HINT = "delete the snapshot: the lane then rebuilds its state from the log"
@@ -138,11 +138,11 @@ class Payments:
             np.empty((records, FEATURES)),
             np.empty((records, FEATURES), np.float32),
         )
-        given = Batch(*(np.require(each, requirements=["C", "W"]) for each in batch))
         # The rows are not kept in the state: a view of them would hold their memory down.
         rows = {name: each.array for name, each in self._rows.items()}
         state = self._state._replace(**rows)
-        observe(state, given, self._late_s, self._labelled, self._pairs, found)
+        given = [np.require(each, requirements=["C", "W"]) for each in batch]
+        observe(state, Batch._make(given), self._late_s, self._labelled, self._pairs, found)
         return found
 
     def forget(self, *, customers: I64, terminals: I64) -> None:
@@ -188,8 +188,8 @@ class Payments:
         self._state, self._slots = fresh, slots
 
     def _check(self, saved: Mapping[str, NDArray[Any]], fresh: State) -> None:
-        """Kernels check no bounds: what they would follow must be there. Raises ArtifactError."""
-        customer, terminal, total, who = saved["customer"], saved["terminal"], fresh.total, fresh.who
+        """Kernels check no bounds: what they follow must be there. Raises ArtifactError."""
+        customer, terminal, total = saved["customer"], saved["terminal"], fresh.total
         sound = customer.shape[1:] == (features.CUSTOMER_COLUMNS,)
         sound = sound and terminal.shape[1:] == (features.TERMINAL_COLUMNS,)
         numbers = (customer, terminal, fresh.base, total, fresh.calibration, fresh.paid)
@@ -207,7 +207,7 @@ class Payments:
             (WHO_DONE, 0, DONE),
             (WHO_LEVEL, -1, LEVEL_MAX),
         ):
-            each = who[:, :, column]
+            each = fresh.who[:, :, column]
             empty = (each == 0) & (high < 0)  # a place that nothing was put into
             sound = sound and bool((((each >= low) & (each <= high)) | empty).all())
         if not sound or float(total[:, LEVEL].max(initial=0.0)) > LEVEL_MAX:

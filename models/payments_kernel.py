@@ -17,8 +17,8 @@ fraud does, in which the amount has its part:
 
     rare = r(max(z, 0))            or            r(exp(logit / 4))
 
-A clock that is set by records would let one wrong time stamp end all waiting: it moves by CLOCK_STEP
-a record at most, and no record is later than it.
+A clock that is set by records would let one wrong time stamp end all waiting: it moves by at most
+CLOCK_STEP a record, and no record is later than it.
 """
 
 import math
@@ -42,6 +42,7 @@ FRAUDS_MIN = 20.0  # labelled frauds of the partition before chances of fraud ar
 RISKY = 4.0
 LEVEL_MAX = 20  # one in a million payments stays
 ROOMY = 8  # the level falls when less than one in so many places is taken
+VISITS_FULL = 2  # payments for each cell of `visits` after which all are halved
 CLOCK_STEP = 86_400.0  # seconds: pauses end after a record for each day of them
 RATE, EXCESS_RATE = calibrate.rates(20_000.0)
 
@@ -90,7 +91,7 @@ class Found(NamedTuple):
 def _hash(key: int, size: int) -> int:
     """One of `size` places, a power of two."""
     h = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((h ^ (h >> np.uint64(32))) & np.uint64(size - 1))
+    return int(np.int64((h ^ (h >> np.uint64(32))) & np.uint64(size - 1)))
 
 
 @njit(cache=True, nogil=True)
@@ -109,7 +110,7 @@ def _drop(where: I32, ids: I64, at: int) -> None:
     where[at] = -1
     next_ = (at + 1) & (size - 1)
     while where[next_] >= 0:
-        home = _hash(ids[where[next_]], size)
+        home = _hash(int(ids[where[next_]]), size)
         if ((next_ - home) & (size - 1)) >= ((next_ - at) & (size - 1)):
             where[at], where[next_] = where[next_], -1
             at = next_
@@ -122,7 +123,7 @@ def index(where: I32, ids: I64, tail: int, head: int) -> None:
     where[:] = -1
     for each in range(tail, head):
         at = each & (ids.shape[0] - 1)
-        where[_find(where, ids, ids[at])] = at
+        where[_find(where, ids, int(ids[at]))] = at
 
 
 @njit(cache=True, nogil=True)
@@ -287,3 +288,5 @@ def observe(s: State, b: Batch, late_s: float, labelled: bool, pairs: I32, found
             risky = chance > RISKY * features.usual_share(base)
             _keep(s, p, b, i, now, codes, risky)
         total[SEEN] += 1.0
+        if int(total[SEEN]) % (VISITS_FULL * s.visits.shape[1]) == 0:
+            s.visits[p] >>= np.uint8(1)
