@@ -200,11 +200,11 @@ def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.
 def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
     """A list for each row, null for a reject."""
     ends = np.concatenate(([0], np.cumsum(valid)))
-    flat = np.zeros((0, 1), np.float32)
-    if said.decided is not None:
-        assert said.decided.evidence is not None, "the flow was to tell it"
-        flat = np.empty(said.decided.evidence.shape, np.float32)
-        flat[batch.order] = said.decided.evidence
+    evidence = None if said.decided is None else said.decided.evidence
+    assert said.decided is None or evidence is not None, "the flow was to tell it"
+    flat = np.zeros((int(ends[-1]), 1 if evidence is None else evidence.shape[1]), np.float32)
+    if evidence is not None:
+        flat[batch.order] = evidence
     offsets = pa.array((ends * flat.shape[1]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)), mask=pa.array(~valid))
 

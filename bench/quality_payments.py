@@ -68,7 +68,8 @@ def payments(folder: Path, room: Path) -> Section:
     words = (
         f"{day.size:,} payments of {int(day.max()) + 1} days; judged are the {fraud.size:,} of "
         f"the last {JUDGED_DAYS}, {int(fraud.sum()):,} of them frauds. Frauds are labelled "
-        f"{LABEL_DAYS} days later, by records of the same partition; model `preset:payments`, nothing set."
+        f"{LABEL_DAYS} days later, by records of the same partition; model `preset:payments`, "
+        "nothing set."
     )
     return Section("Payments: simulated card fraud", words, rows)
 

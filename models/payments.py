@@ -97,7 +97,7 @@ class Payments:
             "customer": Rows((features.CUSTOMER_COLUMNS,), np.float64),
             "terminal": Rows((features.TERMINAL_COLUMNS,), np.float64),
         }
-        self._slots = dict.fromkeys(_BY_SLOT, 0)
+        self._slots: dict[str, int] = dict.fromkeys(_BY_SLOT, 0)
         wait = wait if labelled else 1
         nobody = np.zeros((0, 0))
         self._state = State(
