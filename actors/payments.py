@@ -126,8 +126,6 @@ class PaymentsFlow(Flow):
         at, resolved = step[INDEX], step[KIND] == incident.RESOLVED
         x, beside = found.x[at], (math.nan,) * (BESIDE - 1)
         share = np.zeros(FEATURES) if resolved else _shares(found, at, int(found.rare[at].argmax()))
-        usual = math.expm1(math.log1p(max(x[features.AMOUNT], 0.0)) - x[features.AMOUNT_RATIO])
-        unknown = (math.nan,) * (FEATURES + BESIDE - 1)
         names = zip(self.following.names, found.rare[at].tolist(), strict=True)
         return Episode(
             index=index,
@@ -141,8 +139,8 @@ class PaymentsFlow(Flow):
             component=COMPONENTS[step[FIRED]].name,
             channel_share=(*share.tolist(), *(0.0,) * BESIDE),
             observed=(*features.readable(x).tolist(), float(found.chance[at]), *beside),
-            expected=(usual, *unknown),
-            spread=(math.nan, *unknown),
+            expected=(*features.usual(x).tolist(), math.nan, *beside),
+            spread=(math.nan,) * (FEATURES + BESIDE),
             lag=0,
             similar_ms=None,
             reasons=tuple((name, each) for name, each in names if each >= 1.0),

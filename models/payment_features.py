@@ -38,6 +38,7 @@ TERMINAL = (14, 15, 16, 17, 18, 19, 20, 22)  # the terminal's labels,
 CUSTOMER = (5, 7, 8, 9, 10, 23)  # the customer
 RATIOS = (2, 8, 14, 15, 16, 21)  # features that are logarithms of a ratio,
 SINCE = (18, 23)  # and of 1 + days
+DEVIATIONS = (1, 13)  # features that are about 0 where nothing is strange
 NEVER, NEVER_DAYS, NEVER_SEEN = 6.0, 99.0, 20.0  # of SINCE, of `days since frauds began`, of a gap
 
 # A row begins with count, mean and variance of the log amount, time of the last, fading counts.
@@ -210,6 +211,14 @@ def label_terminal(t: F64, paid: float, fraud: bool, weight: float) -> None:
         if t[T_FRAUD_AT] == 0.0 or paid - t[T_FRAUD_AT] > RUN_GAP:
             t[T_FIRST] = paid
         t[T_FRAUD_AT] = max(t[T_FRAUD_AT], paid)
+
+
+def usual(x: F64) -> F64:
+    """(FEATURES,) what was to be expected instead, as people read it; NaN where nothing was."""
+    out = np.full(FEATURES, np.nan)
+    log = math.log1p(max(x[AMOUNT], 0.0)) - x[AMOUNT_RATIO]
+    out[AMOUNT], out[list(RATIOS)], out[list(DEVIATIONS)] = math.expm1(log), 1.0, 0.0
+    return out
 
 
 def readable(x: F64) -> F64:
