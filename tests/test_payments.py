@@ -28,8 +28,10 @@ from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
+from raywatch.cluster.commands.backtest import _labels
 from raywatch.cluster.config import load
 from raywatch.cluster.memory import ENTITY_BYTES, KEY_BYTES, _sketches, key_bytes, memory_bound
+from raywatch.cluster.watch import astray
 from raywatch.models.errors import ArtifactError
 from raywatch.models.payment_names import FRAUD, HONEST, NAMES, PAYMENT
 from raywatch.models.payments import Payments, partition_bytes
@@ -523,3 +525,16 @@ def test_memory_is_a_sum_of_what_there_is() -> None:
     silent = detector(record=replace(RECORD, label=None))
     assert memory_bound(silent, partitions=1, owners=1).state < one.state
     assert key_bytes(detector()) < key_bytes(replace(detector(), model="lagbank"))
+
+
+def test_labels_that_find_nothing_are_said() -> None:
+    told = {"labels": 80, "repeated": 9, "unknown": 60, "lost": 0}
+    assert astray("d", []) == astray("d", [{}, told]) == ""  # 60 of 140
+    words = astray("d", [told, {**told, "labels": 0}])  # 120 of 200
+    assert words.startswith("d: most labels find no payment that waits")
+    lines = _labels(**told)
+    assert lines == [
+        "80 labels found their payment, 9 came again, 60 are of none that waits; 0 payments could "
+        "not wait"
+    ]
+    assert _labels() == []
