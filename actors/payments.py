@@ -38,7 +38,8 @@ class PaymentsFlow(Flow):
     """Payments and labels: what is learnt by partition, incidents by terminal."""
 
     by_partition = (*Flow.by_partition, "customers.partitions", *(f"payments.{name}" for name in (
-        "base", "total", "calibration", "visits", "id", "paid", "who", "codes", "weight", "bias",
+        "base", "total", "calibration", "usual", "visits", "id", "paid", "who", "codes", "weight",
+        "bias",
     )))  # fmt: skip
 
     def _scored_by(self, model: ModelSpec) -> None:

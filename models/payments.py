@@ -79,7 +79,7 @@ def partition_bytes(*, labelled: bool) -> int:
     wait = WAIT if labelled else 1
     waiting = wait * (8 + 8 + 4 * 4 + FEATURES + 2 * 4)
     calibration = 2 * 8 * calibrate.COLUMNS
-    rest = 8 * (features.BASE_COLUMNS + TOTAL_COLUMNS) + calibration + VISITS
+    rest = 8 * (features.BASE_COLUMNS + TOTAL_COLUMNS + FEATURES) + calibration + VISITS
     return waiting + rest + combiner.PARTITION_BYTES
 
 
@@ -106,6 +106,7 @@ class Payments:
             base=np.zeros((partitions, features.BASE_COLUMNS)),
             total=np.zeros((partitions, TOTAL_COLUMNS)),
             calibration=np.zeros((partitions, 2, calibrate.COLUMNS)),
+            usual=np.zeros((partitions, FEATURES)),
             visits=np.zeros((partitions, VISITS), np.uint8),
             id=np.zeros((partitions, wait), np.int64),
             paid=np.zeros((partitions, wait)),
@@ -193,7 +194,7 @@ class Payments:
         sound = customer.shape[1:] == (features.CUSTOMER_COLUMNS,)
         sound = sound and terminal.shape[1:] == (features.TERMINAL_COLUMNS,)
         numbers = (customer, terminal, fresh.base, total, fresh.calibration, fresh.paid)
-        numbers += (fresh.model.weight, fresh.model.bias)
+        numbers += (fresh.usual, fresh.model.weight, fresh.model.bias)
         sound = sound and all(bool(np.isfinite(each).all()) for each in numbers)
         waiting = total[:, HEAD] - total[:, TAIL]
         counts = (total, fresh.calibration, waiting, fresh.base[:, [0, 2, 3, 4]])

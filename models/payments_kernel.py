@@ -43,6 +43,7 @@ RISKY = 4.0
 LEVEL_MAX = 20  # one in a million payments stays
 ROOMY = 8  # the level falls when less than one in so many places is taken
 VISITS_FULL = 2  # payments for each cell of `visits` after which all are halved
+USUAL_RATE = 1.0 / 2_048.0  # of a payment in what features usually add
 CLOCK_STEP = 86_400.0  # seconds: pauses end after a record for each day of them
 RATE, EXCESS_RATE = calibrate.rates(20_000.0)
 
@@ -55,6 +56,7 @@ class State(NamedTuple):
     base: F64  # (P, BASE_COLUMNS)
     total: F64  # (P, TOTAL_COLUMNS)
     calibration: F64  # (P, 2, calibrate.COLUMNS)
+    usual: F64  # (P, FEATURES) what each feature adds to the log-odds of most payments
     visits: U8  # (P, V) by hash of customer and terminal; collisions only add visits
     id: I64  # (P, W) of the payments that wait: a ring from TAIL to HEAD
     paid: F64  # (P, W) their times
@@ -84,7 +86,7 @@ class Found(NamedTuple):
     rare: F64  # (N, 2) -log10 p of the chance of fraud and of the amount; one of them is 0
     chance: F64  # (N,) of fraud, by the labels so far
     x: F64  # (N, FEATURES)
-    share: F32  # (N, FEATURES) what each adds to the log-odds of fraud
+    share: F32  # (N, FEATURES) what each adds to the log-odds of fraud beyond what it usually adds
 
 
 @njit(cache=True, nogil=True)
@@ -257,6 +259,15 @@ def _rare(s: State, p: int, logit: float, z: float, rare: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _apart(share: F32, usual: F64) -> None:
+    """Take off what features add to any payment: an explanation is of what is not so usual."""
+    for f in range(FEATURES):
+        more = share[f] - usual[f]
+        usual[f] += USUAL_RATE * more
+        share[f] = more
+
+
+@njit(cache=True, nogil=True)
 def observe(s: State, b: Batch, late_s: float, labelled: bool, pairs: I32, found: Found) -> None:
     """Judge payments and learn labels, in batch order; `labelled`: whether labels can come."""
     codes = np.empty(FEATURES, np.uint8)
@@ -279,6 +290,7 @@ def observe(s: State, b: Batch, late_s: float, labelled: bool, pairs: I32, found
         features.read(c, t, base, visits, now, late_s, b.amount[i], x)
         features.encode(x, codes)
         logit = combiner.judge(s.model, p, codes, pairs, place, found.share[i])
+        _apart(found.share[i], s.usual[p])
         chance = 1.0 / (1.0 + math.exp(-logit))
         found.chance[i] = chance
         _rare(s, p, logit, x[features.AMOUNT_Z], found.rare[i])
