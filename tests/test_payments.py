@@ -159,6 +159,13 @@ def test_customers_and_terminals_that_are_forgotten_make_no_difference_where_bat
     assert len(flow.customers) <= 16
 
 
+def test_a_terminal_that_is_forgotten_ends_its_incident() -> None:
+    forever = DecideSettings(probability=1e-2, quiet=100_000)
+    _, alerts = heard(made(keys_max=24, decide=forever), LINES)
+    reasons = Counter(json.loads(alert).get("reason", "") for alert in alerts)
+    assert reasons["key forgotten"] > 0
+
+
 # ---- labels ----------------------------------------------------------------------------------
 
 
@@ -456,6 +463,9 @@ def test_memory_is_a_sum_of_what_there_is() -> None:
     found = sum(a.nbytes for a in flow.payments.state().values())
     found += flow.payments._state.where.nbytes  # made from the ids, not saved
     assert found == _sketches(detector(), 3) == 3 * partition_bytes(labelled=True)
+    alone = Payments(late_s=1.0, labelled=False)
+    found = sum(a.nbytes for a in alone.state().values()) + alone._state.where.nbytes
+    assert found == partition_bytes(labelled=False) < partition_bytes(labelled=True) / 10
     flow.payments.ensure(customers=10, terminals=10)
     rows = sum(flow.payments.state()[name].nbytes for name in ("customer", "terminal"))
     assert rows + 10 * (KEY_BYTES + 32) == 10 * ENTITY_BYTES
