@@ -55,13 +55,16 @@ NOTICED = {
     "z": "an unusual value",
     "rarity": "a rare combination of fields",
     "burst": "a sudden run of records that look alike",
+    "fraud": "a payment like those that were labelled as fraud",
+    "customer_amount": "an unusual amount for this customer",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
 }
 
 
-SHARED = ("rarity", "burst")  # components that a partition calibrates for all of its keys
+# Components that a partition calibrates for all of its keys.
+SHARED = ("rarity", "burst", "fraud", "customer_amount")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ def from_episode(
         words: see Shown.
     """
     names = spec.columns
-    texts = [*[(None, math.nan)] * len(spec.record.values), *words]
+    texts = [*[(None, math.nan)] * (len(names) - len(words)), *words]
     assert len(names) == len(episode.observed), (names, episode)
     return Alert(
         detector=spec.name,

@@ -53,6 +53,7 @@ class Summary:
     rejects: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
     model: str = ""
+    labels: dict[str, int] = field(default_factory=dict[str, int])  # what became of them, if any
 
 
 def backtest(
@@ -97,6 +98,7 @@ def backtest(
             _count(summary, piece, said)
             progress(summary.records)
     summary.keys = len(flow.keys)
+    summary.labels = flow.labels()
     return summary
 
 
@@ -198,12 +200,11 @@ def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.
 def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
     """A list for each row, null for a reject."""
     ends = np.concatenate(([0], np.cumsum(valid)))
-    records = batch.records
-    columns = records.values.shape[1] + records.words.shape[1]
-    flat = np.zeros((int(ends[-1]), columns), np.float32)
-    if said.decided is not None:
-        assert said.decided.evidence is not None, "the flow was to tell it"
-        flat[batch.order] = said.decided.evidence
+    evidence = None if said.decided is None else said.decided.evidence
+    assert said.decided is None or evidence is not None, "the flow was to tell it"
+    flat = np.zeros((int(ends[-1]), 1 if evidence is None else evidence.shape[1]), np.float32)
+    if evidence is not None:
+        flat[batch.order] = evidence
     offsets = pa.array((ends * flat.shape[1]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)), mask=pa.array(~valid))
 

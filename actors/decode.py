@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raywatch.actors.grammar import TIME_MAX_MS, ZEROS, iso_ms_of
+from raywatch.actors.labels import LABELS, unfinished
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import Records, RecordSpec, Reject, empty_records
 from raywatch.actors.scan import ASK, OK, Scanned, hash_of, scan, wanted
@@ -47,7 +48,7 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     """
     count, channels = len(fetched), len(spec.values)
     if count == 0:
-        return empty_records(channels, len(spec.words))
+        return empty_records(channels, len(spec.categories))
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
     text, begin, size = join(fetched.values, spec.bytes_max)
     found = _scanned(text, begin, size, spec)
@@ -58,11 +59,13 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     if spec.time is None:
         found.time_ms[:] = fetched.time_ms
     found.status[_impossible(found.time_ms, fetched.time_ms, spec.ahead_max_ms)] = ASK
+    if spec.id is not None:
+        found.status[unfinished(spec, found.values, found.words)] = ASK
 
     rejects: list[Reject] = []
     if found.status.any():
         text = _ask(fetched, spec, found, text, rejects)
-    found.word_size[:, [name in spec.pseudonymise for name in spec.words]] = 0
+    found.word_size[:, [name in spec.pseudonymise for name in spec.categories]] = 0
     records = Records(
         partition=fetched.partition,
         offset=fetched.offset,
@@ -95,8 +98,8 @@ def join(parts: Sequence[bytes | None], bytes_max: int) -> tuple[U8, I64, I64]:
 
 def _scanned(text: U8, begin: I64, size: I64, spec: RecordSpec) -> Scanned:
     """What the scanner can say about each record."""
-    fields = wanted(spec.key, spec.time, spec.values, spec.words)
-    channels, words, count = len(spec.values), len(spec.words), begin.shape[0]
+    fields = wanted(spec.key, spec.time, spec.values, spec.categories)
+    channels, words, count = len(spec.values), len(spec.categories), begin.shape[0]
     if fields is not None:
         return scan(
             text, begin, size, fields,
@@ -179,11 +182,27 @@ def _full(
         words = f"is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
         raise _Bad("bad time", f"`{time_ms}` {words}", "is ahead of the log's")
     values = [_channel(name, fields.get(name)) for name in spec.values]
-    texts = [_word(name, fields.get(name)) for name in spec.words]
+    texts = [_word(name, fields.get(name)) for name in spec.categories]
     if all(map(math.isnan, values)) and not any(texts):
-        words = f"none of `{cut(', '.join((*spec.values, *spec.words)))}`"
+        words = f"none of `{cut(', '.join((*spec.values, *spec.categories)))}`"
         raise _Bad("missing field", words, words)
+    if spec.id is not None:
+        _finished(spec, values, texts)
     return key, time_ms, values, texts
+
+
+def _finished(spec: RecordSpec, values: list[float], texts: list[bytes]) -> None:
+    """See labels.py, whose `unfinished` this is for one record. Raises _Bad."""
+    assert spec.id is not None, spec
+    there = dict(zip(spec.values, [not math.isnan(each) for each in values], strict=True))
+    there |= dict(zip(spec.categories, map(bool, texts), strict=True))
+    label = texts[-1] if spec.label is not None else b""
+    if label and label not in LABELS:
+        shown = cut(label.decode("utf-8", "replace"))
+        raise _Bad("wrong type", f"`{spec.label}`: `{shown}`", f"`{spec.label}`")
+    for name in (spec.id,) if label else (spec.id, *spec.values, *spec.words):
+        if not there[name]:
+            raise _Bad("missing field", f"`{name}`", f"`{name}`")
 
 
 def _object(value: bytes | None, bytes_max: int) -> dict[str, object]:

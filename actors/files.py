@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from raywatch.actors.decode import cut, decode
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
+from raywatch.actors.labels import kinds
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import Records, RecordSpec, Reject
 from raywatch.actors.scan import hash_column, iso_column
 from raywatch.models.errors import ConfigError
+from raywatch.models.payment_names import PAYMENT, UNCLEAR
 from raywatch.models.scorer import F64, I32, I64, U8
 
 MASK = NDArray[np.bool_]
@@ -122,12 +124,12 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed += [name for name in spec.pseudonymise if name not in fixed]
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
-    lost = [word for word in spec.words if word not in names]
-    found = any(name in names for name in (*spec.words, *spec.values))
+    lost = [word for word in spec.categories if word not in names]
+    found = any(name in names for name in (*spec.categories, *spec.values))
     if lost and not (found and _kind(path) == "lines"):
         raise _no_column(lost[0], names, path)
     values = expand(spec.values, known, aside=fixed, path=path)
-    for name in (*fixed, *values, *spec.words):
+    for name in (*fixed, *values, *spec.categories):
         if names.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
     return replace(spec, values=values)
@@ -285,7 +287,8 @@ def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.Reco
 
 
 def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    fields = [name for name in (spec.key, spec.time, *spec.values, *spec.words) if name is not None]
+    wanted = (spec.key, spec.time, *spec.values, *spec.categories)
+    fields = [name for name in wanted if name is not None]
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
         if block.num_rows > 0:
@@ -312,7 +315,8 @@ class _Rows:
         time_ms = rows if self.spec.time is None else self._time(self.spec.time)
         text, words, word_begin, word_size = self._words(text)
         values = self._values((words != 0).any(axis=1))
-        word_size[:, [name in self.spec.pseudonymise for name in self.spec.words]] = 0
+        self._finish(values, words)
+        word_size[:, [name in self.spec.pseudonymise for name in self.spec.categories]] = 0
         records = Records(
             partition=np.zeros(count, np.int32),
             offset=rows,
@@ -328,6 +332,20 @@ class _Rows:
         rejects = sorted(self.rejects, key=lambda reject: reject.offset)
         kept = slice(None) if self.good.all() else self.good
         return FileBatch(records.kept(kept, rejects), self.first, count)
+
+    def _finish(self, values: F64, words: I64) -> None:
+        """Reject what is no whole payment and no label (labels.py)."""
+        spec = self.spec
+        if spec.id is None:
+            return
+        kind, named = kinds(spec, words), len(spec.words)
+        payments = kind == PAYMENT
+        self._reject(kind == UNCLEAR, "wrong type", spec.label or "")
+        self._reject(words[:, named] == 0, "missing field", spec.id)
+        for value, name in enumerate(spec.values):
+            self._reject(payments & np.isnan(values[:, value]), "missing field", name)
+        for word, name in enumerate(spec.words):
+            self._reject(payments & (words[:, word] == 0), "missing field", name)
 
     def _reject(self, bad: MASK, reason: str, *names: str) -> None:
         """Reject rows that nothing was wrong with so far; shows the first field of `names`."""
@@ -365,10 +383,10 @@ class _Rows:
 
     def _words(self, text: U8) -> tuple[U8, I64, I64, I32]:
         """Words of each row: the text with theirs behind it, hashes, begin, size."""
-        shape = (self.block.num_rows, len(self.spec.words))
+        shape = (self.block.num_rows, len(self.spec.categories))
         words, begin = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         size, parts, end = np.zeros(shape, np.int32), [text], text.shape[0]
-        for word, name in enumerate(self.spec.words):
+        for word, name in enumerate(self.spec.categories):
             column = self._column(name)
             if not _is_word(column):
                 raise _no_use(name, column, "a word")
@@ -389,7 +407,7 @@ class _Rows:
             self._reject(wrong, "wrong type", name)
             self._reject(np.isinf(values[:, channel]), "not finite", name)
         nothing = np.all(np.isnan(values), axis=1) & ~worded
-        self._reject(nothing, "missing field", *self.spec.values, *self.spec.words)
+        self._reject(nothing, "missing field", *self.spec.values, *self.spec.categories)
         return values
 
 

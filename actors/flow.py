@@ -294,6 +294,10 @@ class Flow:
             self.decider.load(before)
         self.model = model
 
+    def labels(self) -> dict[str, int]:
+        """How many labels did what, by what; empty where there are none (a stage's own)."""
+        return {}
+
     # ---- emit ------------------------------------------------------------------------------
 
     def emit(self, said: Said) -> list[Out]:

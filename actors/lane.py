@@ -411,6 +411,7 @@ class Shift:
         self.stats.alerts += len(said.alerts)
         self.stats.rejects += said.rejected
         self.stats.keys, self.stats.evicted = len(self.flow.keys), self.flow.keys.evicted
+        self.stats.labels = self.flow.labels()
         self.stats.in_flight = len(self.in_flight)
 
     def _changed(self, version: str, since: dict[Partition, int]) -> None:

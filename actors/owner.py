@@ -54,6 +54,7 @@ class LaneReport:
     commits: int
     keys: int
     evicted: int
+    labels: dict[str, int]
     in_flight: int
     committed: dict[str, int]
     position: dict[str, int]
@@ -261,6 +262,7 @@ def _lane_report(lane: Lane) -> LaneReport:
         commits=stats.commits,
         keys=stats.keys,
         evicted=stats.evicted,
+        labels=dict(stats.labels),
         in_flight=stats.in_flight,
         committed=dict(stats.committed),
         position=dict(stats.position),

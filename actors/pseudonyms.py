@@ -20,6 +20,7 @@ from raywatch.actors.records import Records
 from raywatch.models.scorer import I32, I64, U8
 
 SECRET_BYTES_MIN = 32  # A shorter HMAC key could be found by trying (RFC 2104, section 3).
+WITHHELD = "(withheld)"  # stands in an alert for a word of `record.pseudonymise`
 CACHE_MAX = 1 << 20  # Pseudonyms that are remembered: 34 bytes each, and the clear key.
 DIGEST_BYTES = 16
 DIGITS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz234567", np.uint8)  # base32 (RFC 4648)

@@ -28,7 +28,16 @@ class RecordSpec:
     # Fields that must not leave in the clear: the key becomes a pseudonym (pseudonyms.py), and
     # rejects show no value of any field, as what could not be read may stand anywhere.
     pseudonymise: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()  # W categories: strings, integers or booleans; see decode.py
+    words: tuple[str, ...] = ()  # categories: strings, integers or booleans; see decode.py
+    # Where there is an `id`, records are payments and labels of them (labels.py).
+    id: str | None = None
+    label: str | None = None
+    label_days: float = 8.0  # a payment that has no label after so long was honest
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The W fields that are read as words: `words`, then id and label, where there are such."""
+        return (*self.words, *(each for each in (self.id, self.label) if each is not None))
 
     @property
     def pseudonymous(self) -> bool:

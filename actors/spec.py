@@ -7,6 +7,7 @@ from typing import Literal
 from raywatch.actors.ports import Partition
 from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
+from raywatch.models.payment_names import CHANCE, NAMES
 from raywatch.models.registry import PRESET
 from raywatch.models.settings import DecideSettings, MissingSettings
 
@@ -59,8 +60,11 @@ class DetectorSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What an alert can be about: channels, then words."""
-        return (*self.record.values, *self.record.words)
+        """What an alert can be about: channels, or what is looked at in their place; then words."""
+        values = self.record.values
+        if self.stage == "payments":
+            values = (*values, *NAMES[1:], CHANCE)
+        return (*values, *self.record.words, *([self.record.id] if self.record.id else ()))
 
     @property
     def lane_prefix(self) -> str:

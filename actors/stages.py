@@ -17,7 +17,9 @@ from raywatch.actors.alerts import Shown
 from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Flow, Part
 from raywatch.actors.keys import Gone
+from raywatch.actors.payments import PaymentsFlow
 from raywatch.actors.ports import Partition
+from raywatch.actors.pseudonyms import WITHHELD
 from raywatch.actors.records import Records
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models import incident
@@ -27,8 +29,6 @@ from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
 from raywatch.models.network import BUDGET, COMPONENTS, WARM, Network
 from raywatch.models.scorer import F32, F64, I32, I64, ModelSpec, Scores
-
-WITHHELD = "(withheld)"  # stands for a word of `record.pseudonymise`
 
 
 def flow_of(
@@ -44,7 +44,8 @@ def flow_of(
             f"`{model.version}` cannot score `{spec.name}`, whose `model` is `{spec.model}`",
             hint="signal classes are not rolled out: change `model` and start the service anew",
         )
-    made = NetworkFlow if spec.stage == "network" else Flow
+    stages: dict[str, type[Flow]] = {"network": NetworkFlow, "payments": PaymentsFlow}
+    made = stages.get(spec.stage, Flow)
     return made(spec, partitions, model, evidence=evidence)
 
 

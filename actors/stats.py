@@ -20,6 +20,7 @@ class LaneStats:
     commits: int = 0
     in_flight: int = 0
     keys: int = 0
+    labels: dict[str, int] = field(default_factory=lambda: {})  # what became of them
     evicted: int = 0  # keys that were forgotten since the lane was last opened
     version: str = ""
     version_since: dict[str, int] = field(default_factory=lambda: {})  # partition -> first offset

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import quality_faults as faults
 import quality_network as network
+import quality_payments as payments
 import quality_sets as sets
 from quality_page import GOALS, Page, Plot, Row, Section
 from rich.console import Console
@@ -270,6 +271,7 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "alarms": alarms,
     "nsl_kdd": lambda bench: network.nsl_kdd(bench.folder, bench.room),
     "smtp": lambda bench: network.smtp(bench.folder, bench.room),
+    "payments": lambda bench: payments.payments(bench.folder, bench.room),
 }
 
 

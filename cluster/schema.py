@@ -43,7 +43,27 @@ class Record(Settings):
         default=(),
         max_length=WORDS_MAX,
         description="Fields with categories (strings, integers, booleans), one or a list, for "
-        "`model: preset:network` (docs/signal-classes.md). No patterns.",
+        "`model: preset:network` (docs/signal-classes.md). No patterns. `preset:payments`: the "
+        "customer.",
+    )
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the id of a payment, for `model: preset:payments`; needed there. "
+        "Its labels have the same.",
+    )
+    label: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that makes a record a label of the payment with its `id`, for `model: "
+        "preset:payments`: true or 1 is fraud, false or 0 is honest, null or absent is no label.",
+    )
+    label_days: float = Field(
+        default=_RECORD.label_days,
+        ge=0.01,
+        le=365.0,
+        description="Days after which a payment without a label was honest. Longer than most "
+        "labels take: what is labelled later teaches less.",
     )
     key: str | None = Field(
         default=None,
@@ -105,6 +125,10 @@ class Record(Settings):
         for name in self.pseudonymise:
             if name in self.values or name == self.time:
                 raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
+        once = (self.id, self.label, self.key, self.time, *self.values, *self.words)
+        for name in (self.id, self.label):
+            if name is not None and once.count(name) > 1:
+                raise ValueError(f"`{name}` cannot be `id` or `label` and something else, too")
         if not self.values and not self.words:
             raise ValueError("`values` is missing: name the fields with numbers")
         among = (self.key or "key") in self.pseudonymise
@@ -116,6 +140,12 @@ class Record(Settings):
     def patterns(self) -> bool:
         """Whether `values` names patterns, so that the fields of a record must be known."""
         return any(_is_pattern(value) for value in self.values)
+
+    @property
+    def of_payments(self) -> bool:
+        """Whether it names what a payment has."""
+        whole = len(self.values) == len(self.words) == 1 and self.id is not None
+        return whole and not self.patterns
 
     def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
         """Names of the channels where records have these fields. Raises ConfigError."""
@@ -215,14 +245,15 @@ class Detector(Settings):
     )
     record: Record = Field(description="Which fields of a record are what.")
     model: str = Field(
-        pattern=r"^(preset:network|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
+        pattern=r"^(preset:(network|payments)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
         description="Model to score with: `name`, or `name@hash` to pin a version, or "
-        "`preset:network` for network and security records (docs/signal-classes.md).",
+        "`preset:network` for network and security records, `preset:payments` for payments and "
+        "labels of them (docs/signal-classes.md).",
     )
     alert: Alert = Field(default_factory=Alert, description="When a score becomes an alert.")
     missing: Missing = Field(
         default_factory=Missing,
-        description="When silence becomes an alert; with `preset:network` only where it is given.",
+        description="When silence becomes an alert; with a preset only where it is given.",
     )
     group: str = Field(
         default="",
@@ -322,9 +353,23 @@ class Detector(Settings):
     def _of_one_class(self) -> Self:
         preset = self.model.startswith(PRESET)
         if self.record.words and not preset:
-            raise ValueError(f"`record.words` is for `{PRESET}network`; `model` is `{self.model}`")
+            raise ValueError(
+                f"`record.words` is for `{PRESET}network` and `{PRESET}payments`; `model` is "
+                f"`{self.model}`"
+            )
         if not self.record.values and not preset:
             raise ValueError("`record.values` is missing: name the fields with numbers")
+        payments = self.model == f"{PRESET}payments"
+        if not payments and (self.record.id or self.record.label):
+            raise ValueError(
+                f"`record.id` and `record.label` are for `{PRESET}payments`; `model` is "
+                f"`{self.model}`"
+            )
+        if payments and not self.record.of_payments:
+            raise ValueError(
+                f"`{PRESET}payments` needs one name in `record.values` (the amount), one in "
+                "`record.words` (the customer), and `record.id`"
+            )
         return self
 
     @property

@@ -205,6 +205,8 @@ class Supervisor:
             self.say("fault", words, label="partitions added")
         for words in sorted({w.crowded() for w in self.watches.values()} - known - {""}):
             self.say("fault", words, label="keys full")
+        for words in sorted({w.astray() for w in self.watches.values()} - known - {""}):
+            self.say("fault", words, label="labels astray")
         self._say_blocked(now)
         self._latest = self.view.snapshot(self.clock.now_ms(), now)
         self.metrics.update(self._latest)

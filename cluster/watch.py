@@ -4,6 +4,8 @@ Turns what the keeper and the reader know into the observations that `scale.deci
 `rollout.step` judge. Measures; decides nothing.
 """
 
+from collections.abc import Mapping, Sequence
+
 from raywatch.cluster import rollout, scale
 from raywatch.cluster.config import Pool
 from raywatch.cluster.deployment import Detection
@@ -12,7 +14,19 @@ from raywatch.cluster.lag import LagWindow, is_known, lag_at_least_s, lag_now, r
 from raywatch.cluster.reader import Reader
 
 LATE_S = 5.0  # Records wait longer than promised for this long before a rollout stands still.
+ASTRAY_MIN = 100  # labels that find no payment before that is worth a word
 BROKEN_STARTS = 3  # After so many starts in a row that failed, a version is taken for broken.
+
+
+def astray(name: str, labels: Sequence[Mapping[str, int]]) -> str:
+    """See Watch. `labels`: of each lane, what became of labels (actors/payments.py)."""
+    unknown, found = (sum(each.get(what, 0) for each in labels) for what in ("unknown", "labels"))
+    if unknown < ASTRAY_MIN or unknown < found:
+        return ""
+    return (
+        f"{name}: most labels find no payment that waits; are they written with the key of their "
+        "payment, and do they come within `record.label_days`?"
+    )
 
 
 class Watch:
@@ -73,6 +87,11 @@ class Watch:
             f"{self.spec.keys_max}`; raise it, or look who sends so many (`raywatch check` says "
             "what memory it takes)"
         )
+
+    def astray(self) -> str:
+        """What to say of labels that find no payment; empty where most do."""
+        lanes = (each for report in self.keeper.reports().values() for each in report.lanes)
+        return astray(self.spec.name, [lane.labels for lane in lanes])
 
     # ---- scale -----------------------------------------------------------------------------
 

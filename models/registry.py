@@ -19,10 +19,10 @@ from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
 SHIPPED = {"lagbank": 2, "robustz": 1}
-PRESETS = {"network": 1}  # signal classes that lanes score themselves: `preset:name`
+PRESETS = {"network": 1, "payments": 1}  # signal classes that lanes score themselves: `preset:name`
 PRESET = "preset:"
 SHOWN_MAX = 20  # versions that an error names
-KINDS = ("lagbank", "linear", "network", "python", "robustz")
+KINDS = ("lagbank", "linear", "network", "payments", "python", "robustz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,10 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
         from raywatch.models.network import NetworkModel
 
         scorer = _construct(artifact, NetworkModel, settings)
+    elif artifact.kind == "payments":
+        from raywatch.models.payments import PaymentsModel
+
+        scorer = _construct(artifact, PaymentsModel, settings)
     elif artifact.kind == "linear":
         from raywatch.models.linear import Linear
 

@@ -20,6 +20,7 @@ from raywatch.models.following import warm_following
 from raywatch.models.history import History
 from raywatch.models.lagbank import LagBank
 from raywatch.models.network import warm_network
+from raywatch.models.payments import warm_payments
 from raywatch.models.robustz import RobustZ
 from raywatch.models.scorer import LEVELS, Level, Segments
 
@@ -80,4 +81,5 @@ KERNELS: tuple[Callable[[], None], ...] = (
     warm_decide,
     warm_network,
     warm_following,
+    warm_payments,
 )

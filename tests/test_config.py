@@ -87,7 +87,8 @@ audit: audit
 """,
     ).replace(
         "{key: host,",
-        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], key: host,",
+        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], key: host, "
+        "label_days: 2,",
     )
     changed = load(write(tmp_path, text)).spec("hosts")
     default = load(write(tmp_path, SMALLEST)).spec("hosts")
@@ -105,7 +106,8 @@ audit: audit
     # `added` is found out about the topics (cluster/growth.py), not set; `pseudonym` is revealed
     # for who decodes only (tests/test_pseudonyms.py).
     named = [".name", ".topics", ".added", ".pseudonym"]
-    assert same == [*named, "record.values", "record.key", "record.time", "record.words"]
+    fields = ("values", "key", "time", "words", "id", "label")  # each is set somewhere here
+    assert same == [*named, *(f"record.{field}" for field in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
 
@@ -134,6 +136,9 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("[cpu, mem]", "[]", 5, "`values` is missing: name the fields with numbers", ""),
         ("[cpu, mem]", "[cpu], words: [a]", 3, "`record.words` is for `preset:network`", ""),
         ("values: [cpu, mem]", "words: [a]", 3, "`record.words` is for `preset:network`", ""),
+        ("[cpu, mem]", "cpu, id: a", 3, "`record.id` and `record.label` are for `preset:pay", ""),
+        ("lagbank", "preset:payments", 3, "needs one name in `record.values`", ""),
+        ("key: host", "key: host, label: host", 5, "`host` cannot be `id` or `label` and", ""),
         ("lagbank", "preset:logs", 6, "`detectors.0.model`", ""),
     ],
 )
@@ -295,6 +300,21 @@ def test_every_setting_has_a_default_or_is_required_and_is_described() -> None:
     for path, field in settings(Config):
         assert field.description, path
         assert field.is_required() == (path.split(".")[-1] in required), path
+
+
+def test_payments_have_an_amount_a_customer_an_id_and_maybe_labels(tmp_path: Path) -> None:
+    fields = "values: amount, words: customer, id: payment, label: fraud"
+    text = SMALLEST.replace("values: [cpu, mem]", fields).replace("lagbank", "preset:payments")
+    record = load(write(tmp_path, text)).spec("hosts").record
+    assert (record.id, record.label, record.label_days) == ("payment", "fraud", 8.0)
+    assert record.categories == ("customer", "payment", "fraud")
+    unlabelled = text.replace(", label: fraud", "")
+    assert load(write(tmp_path, unlabelled)).spec("hosts").record.label is None
+    for broken in (", id: payment, label: fraud", "words: customer, "):
+        with pytest.raises(ConfigError, match="needs one name in"):
+            load(write(tmp_path, text.replace(broken, "")))
+    with pytest.raises(ConfigError, match="needs one name in"):
+        load(write(tmp_path, text.replace("amount", "'amount*'")))
 
 
 def test_a_signal_class_needs_no_numbers_and_its_silence_is_asked_for(tmp_path: Path) -> None:

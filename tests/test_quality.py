@@ -92,7 +92,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"100-{last}:2\n300-{last + 200}:1,3\n"
         )
     security(found)
+    payments(found)
     return found
+
+
+def payments(found: Path) -> None:
+    """A payment a minute for 32 days; one terminal is taken over on the sixth."""
+    rng, minute = np.random.default_rng(4), np.arange(32 * 1_440)
+    terminal = rng.integers(40, size=minute.size)
+    fraud = (terminal == 7) & (minute >= 6 * 1_440)
+    columns: dict[str, Any] = {
+        "TRANSACTION_ID": minute, "CUSTOMER_ID": rng.integers(50, size=minute.size),
+        "TERMINAL_ID": terminal, "TX_AMOUNT": rng.lognormal(3.0, 0.3, minute.size),
+        "TX_DATETIME": minute.astype("datetime64[m]").astype("datetime64[ns]"),
+        "TX_TIME_DAYS": minute // 1_440, "TX_FRAUD": fraud.astype(int),
+        "TX_FRAUD_SCENARIO": 2 * fraud,
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), found / "fraud_sim.parquet")
 
 
 def security(found: Path) -> None:
@@ -134,7 +150,8 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert "| Useless | -0.100 | 1 |" in text
     assert measured(text, "spike") > 0.5
     assert measured(text, "ASD after a level shift, at 0.001") >= 0.0
-    assert "payments" in text.split("## Not yet")[1]
+    assert measured(text, "average precision of `score`") > 0.9
+    assert "HDFS sessions" in text.split("## Not yet")[1]
     assert "Not measured in this run" not in text
     assert str(folder) not in text
     assert "lagbank@" in text

@@ -67,5 +67,16 @@ def _lines(found: Any) -> list[str]:
         f"{found['alerts']:,} alerts"
         + (f", written to {found['alerts_output']}" if found["alerts_output"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
+        *_labels(**found["labels"]),
         f"scores are in {found['output']}",
+    ]
+
+
+def _labels(labels: int = -1, repeated: int = 0, unknown: int = 0, lost: int = 0) -> list[str]:
+    """What became of labels, where a file may have them."""
+    if labels < 0:
+        return []
+    return [
+        f"{labels:,} labels found their payment, {repeated:,} came again, {unknown:,} are of none "
+        f"that waits; {lost:,} payments could not wait"
     ]
