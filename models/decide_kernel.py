@@ -295,7 +295,7 @@ def decide_batch(
             )  # fmt: skip
             event, p = max(every - judging.due(age), 0.0), 1.0
             if fired >= 0:
-                p = math.exp(-promise.kept(lines, slot, rare) * calibrate.LN10)
+                p = math.exp(-promise.kept(lines, slot, rare, age) * calibrate.LN10)
                 if age >= promise.BEGIN:
                     promise.follow(lines, slot, rare)
             passed = incident.gate(state.chance, slot, event)

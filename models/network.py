@@ -3,7 +3,7 @@
 A record has numbers and words (categories as 64-bit hashes; actors/decode.py). One sketch a
 partition, none a key: what two entities do alike is learnt once, and memory does not grow with
 their number. So p is a promise to the partition: of all its records, and not of those of one
-entity, which may have three. network_kernel.py has the rule; incidents.py makes alerts of it.
+entity, which may have three. network_kernel.py has the rule; following.py makes incidents of it.
 
     r = max(r_rarity - log10 4/3, r_burst - log10 4)      p = 10^-r
 

@@ -19,8 +19,8 @@ BINS = 256
 KEEP = 4_096  # values of a generation; two are remembered
 NAME = "novel"  # of the component
 # Most values are not novel at all, and few say how novel one may be: a tail fitted to them is too
-# thin far out. It says at most 300 times as much as counting what was seen would.
-REACH = 2.5
+# thin far out. It says at most 30 times as much as counting what was seen would.
+REACH = 1.5
 WIDTH_MIN = 1e-300  # The first two values may differ by the smallest number there is.
 VALUE_MAX = 1e30  # as in profile.py
 

@@ -7,7 +7,7 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
 
     -log10 p = 3 r / line                  r: -log10 of what is said, up to the line
              = 3 + (r - line) / gap        up to the second line
-             = 4 + (r - line - gap)        beyond it, but no more than r where that is over 4
+             = 4 + (r - line - gap)        beyond it
 
     line += 1.5 * ((r > line) - 0.001)                          after each record
     gap  += 0.2 * ((r > line + gap) - 0.1)                      after each that exceeds the line
@@ -15,8 +15,9 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
 Adaptive conformal inference (Gibbs & Candes 2021, NeurIPS): whatever the distribution, the share
 beyond the line tends to what it should be. The line never rises more than 1.25 above its own mean
 of the last 2,000 records, and the gap stays within 0.3 and 2: no incident may buy silence. Below
-1e-4 nothing is promised: there the fits' own tail ranks, and a line that few records have moved
-may make a record less rare than they do, but not rarer.
+1e-4 nothing is promised: there the fits' own tail ranks. Lines that few records have moved may lie low
+by chance: where they make a record rarer than r, or 4, says, a key of t records is believed
+t / (t + 1,000) of the difference.
 
 State is `promise[slot, (line, gap, mean of line)]`, as differences from where they begin. Zeros are
 new.
@@ -30,6 +31,7 @@ LINE, GAP, USUAL = range(3)
 COLUMNS = 3
 
 BEGIN = 200  # records of a key before the lines move
+KNOWN = 1_000.0  # records after which half of what the lines add beyond 1e-4 is believed
 LINE_START, LINE_MIN, LINE_STEP = 2.6, 1.0, 1.5
 ROOM = 1.25  # of the line above its mean
 USUAL_RATE = 1.0 / 2_000.0
@@ -39,15 +41,18 @@ FARTHEST = 400.0  # No line is so far from where it began: nothing so rare is sa
 
 
 @njit(cache=True, nogil=True)
-def kept(state: F64, slot: int, rare: float) -> float:
-    """-log10 p >= 0 of what is said to be `rare` (-log10, any number). Changes nothing."""
-    line = LINE_START + state[slot, LINE]
+def kept(state: F64, slot: int, rare: float, age: int) -> float:
+    """-log10 p >= 0 of what is said to be `rare` (-log10, any number). Changes nothing.
+
+    `age`: records of the key before this one.
+    """
+    line, gap = LINE_START + state[slot, LINE], GAP_START + state[slot, GAP]
     if rare <= line:
         return max(3.0 * rare / line, 0.0)
-    beyond = (rare - line) / (GAP_START + state[slot, GAP])
-    if beyond <= 1.0:
-        return 3.0 + beyond
-    return max(4.0, min(rare, 4.0 + (rare - line - (GAP_START + state[slot, GAP]))))
+    if rare <= line + gap:
+        return 3.0 + (rare - line) / gap
+    said, least = 4.0 + (rare - line - gap), max(rare, 4.0)
+    return min(said, least + (said - least) * age / (age + KNOWN))
 
 
 @njit(cache=True, nogil=True)

@@ -20,7 +20,7 @@ def kept(said: F64) -> F64:
     """-log10 p of each."""
     state, out = np.zeros((1, promise.COLUMNS)), np.empty(len(said))
     for at, rare in enumerate(said.tolist()):
-        out[at] = promise.kept(state, 0, rare)
+        out[at] = promise.kept(state, 0, rare, at)
         if at >= promise.BEGIN:
             promise.follow(state, 0, rare)
     return out
@@ -56,19 +56,23 @@ def test_an_incident_buys_no_silence() -> None:
     assert 0.5e-3 < (np.concatenate(later) >= 3.0).mean() < 1.5e-3
 
 
-def test_a_quiet_past_makes_nothing_rarer_than_its_own_tail_does() -> None:
+def test_a_quiet_past_is_believed_the_more_the_longer_it_is() -> None:
     state = np.zeros((1, promise.COLUMNS))
     for _ in range(3_000):  # never anything: the line lies as low as it may
         promise.follow(state, 0, 0.0)
-    assert promise.kept(state, 0, 3.0) == pytest.approx(4.0)
-    assert promise.kept(state, 0, 6.0) == 6.0
+    young, old = (promise.kept(state, 0, 6.0, age) for age in (0, 100_000))
+    assert young == 6.0
+    assert old == pytest.approx(4.0 + 6.0 - 1.75, abs=0.05)
+    assert promise.kept(state, 0, 6.0, 1_000) == pytest.approx((young + old) / 2.0, abs=0.05)
 
 
 def test_what_is_rarer_is_said_to_be_rarer() -> None:
     state = np.zeros((1, promise.COLUMNS))
     for rare in np.random.default_rng(9).exponential(0.5, 3_000).tolist():
         promise.follow(state, 0, rare)
-    steps = [promise.kept(state, 0, rare) for rare in np.linspace(-1.0, 300.0, 20_000).tolist()]
+    steps = [
+        promise.kept(state, 0, rare, 3_000) for rare in np.linspace(-1.0, 300.0, 20_000).tolist()
+    ]
     assert min(steps) == 0.0
     assert (np.diff(steps) >= 0.0).all()
     assert 10.0 ** -steps[-1] > 0.0
