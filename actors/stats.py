@@ -39,9 +39,9 @@ def tally(decided: Decided, probability: float, spoken: NDArray[np.bool_]) -> Ta
     """Of a batch. `spoken`: (N,) in grouped order, records that were not judged before."""
     judged = (decided.judged > 0) & spoken
     p = decided.p[judged]
-    below = (int(np.count_nonzero(p <= each)) for each in (*CHECKED, probability))
+    first, second, alerting = (int(np.count_nonzero(p <= each)) for each in (*CHECKED, probability))
     held = int(np.count_nonzero(decided.judged[judged] == 2))
-    return Tally(p.shape[0], *below, held)
+    return Tally(p.shape[0], first, second, alerting, held)
 
 
 @dataclass(slots=True)
