@@ -3,14 +3,20 @@
 `alert.per_day` is shared out evenly: of P partitions, each has share = per_day / P. What it opened
 ahead of that is its debt, in incidents; the larger it is, the rarer the next one has to be:
 
-    debt += 1                       an incident opened; at most DEBT_MAX
+    debt += 1                       an incident opened
     debt -= share * time passed     at least 0
-    opens where -log10 p >= -log10 probability + 1.5^debt - 1
+    opens where -log10 p >= -log10 probability + growth^debt - 1
+    growth = 304^(1 / room)         room: 3 incidents and a day's share, 14 at most
 
-A leaky bucket whose water is a threshold. What goes in must come out, so where twice as many
-incidents would open as may, or more, .89 to 1.00 of the share does (simulated, p uniform, 1e3 to
-1e7 records a day), of them 95 % within half a decade of the rarest. The steps grow from half a
-decade to a hundred: a flood of p = 1e-10 opens 5, one of 1e-30 opens 9, and no flood more than 15.
+A leaky bucket whose water is a threshold: what goes in must come out, so no T days of a partition
+have more than share * T + room + 1 incidents. Simulated with p drawn evenly: of the share, .83 to
+1.00 opens where three times as many would without a budget, .98 to 1.00 where ten times; half to
+.95 of them are within half a decade of the rarest. Of a flood, whatever its p, `room` open, rounded
+up. A line that only rises by a fixed step would open more in every flood, or be slow to come down:
+models call a clear step of a thousand keys 1e-299 each (calibrate.STRANGEST is where they end).
+
+There is no p that always opens: it would be that of such floods. But who was never so rare waits
+for one incident to be due, at most, and an incident that goes on opens then.
 
 Time is that of records, by partition: the clock goes on with the record that is latest, by an hour
 at most and by no more than one incident is due in. So a record from the future buys little, one
@@ -27,10 +33,8 @@ from numpy.typing import NDArray
 from raywatch.models.errors import ArtifactError
 from raywatch.models.scorer import F64, I32, I64
 
-GROWTH = 1.5
-# Here p would have to be 1e-308; none is below 1e-300 (calibrate.STRANGEST). So even a flood of
-# those ends; and before a fifth of an incident is due, something so rare can open again.
-DEBT_MAX = 14.1
+ROOM_MIN, ROOM_MAX = 3.0, 14.0  # More would only make finer steps of the same rise.
+TOP = 304.0  # decades that `room` incidents add, and one: more than any p has (promise.kept: 303)
 DAY_MS = 86_400_000.0
 STEP_MS = 3_600_000  # A partition with a record an hour keeps its clock right.
 NEVER = int(np.iinfo(np.int64).min)
@@ -43,12 +47,15 @@ class Account(NamedTuple):
     clock: I64  # (P,) time in ms, NEVER before the first record
     share: float  # incidents a ms; 0: there is no budget, and the last two are empty
     step_ms: int  # most that one record moves the clock
+    growth: float  # of the decades that p has to be rarer, by incident of debt
     partition: I32  # (N,) in batch order
     sequence: I64  # (N,) where the records of the batch lie in grouped order
 
 
 @njit(cache=True, nogil=True)
-def allowed(debt: F64, clock: I64, part: int, time_ms: int, share: float, step_ms: int) -> float:
+def allowed(
+    debt: F64, clock: I64, part: int, time_ms: int, share: float, step_ms: int, growth: float
+) -> float:
     """The factor by which p has to be below `alert.probability`, at a record of this time."""
     if clock[part] == NEVER:
         clock[part] = time_ms
@@ -56,13 +63,13 @@ def allowed(debt: F64, clock: I64, part: int, time_ms: int, share: float, step_m
     if ahead > 0:
         clock[part] += ahead
         debt[part] = max(debt[part] - share * ahead, 0.0)
-    return 1.0 if debt[part] == 0.0 else 10.0 ** (1.0 - GROWTH ** debt[part])
+    return 1.0 if debt[part] == 0.0 else 10.0 ** (1.0 - growth ** debt[part])
 
 
 @njit(cache=True, nogil=True)
 def spend(debt: F64, part: int) -> None:
     """An incident opened."""
-    debt[part] = min(debt[part] + 1.0, DEBT_MAX)
+    debt[part] = min(debt[part] + 1.0, ROOM_MAX + 1.0)
 
 
 class Budget:
@@ -76,6 +83,7 @@ class Budget:
         assert per_day >= 0.0, per_day
         assert of >= 1, of
         self._share = per_day / of / DAY_MS
+        self._room = min(ROOM_MIN + per_day / of, ROOM_MAX)
         due_ms = 1.0 / self._share if self._share else STEP_MS
         self._step_ms = int(max(1, min(STEP_MS, due_ms)))
         self._debt = np.zeros(partitions)
@@ -88,7 +96,8 @@ class Budget:
         sequence = np.empty(order.shape[0], np.int64)
         sequence[order] = np.arange(order.shape[0])
         part = np.require(partition, np.int32, ["C", "W", "A"])
-        return Account(self._debt, self._clock, self._share, self._step_ms, part, sequence)
+        growth = TOP ** (1.0 / self._room)
+        return Account(self._debt, self._clock, self._share, self._step_ms, growth, part, sequence)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything remembered, by partition: copies."""
@@ -98,12 +107,13 @@ class Budget:
         """Replace everything by what `state` gave. Raises ArtifactError."""
         debt, clock = saved["debt"], saved["clock"]
         sound = debt.shape == self._debt.shape and clock.shape == self._clock.shape
-        if not sound or not bool(((debt >= 0.0) & (debt <= DEBT_MAX)).all()):
+        if not sound or not bool(((debt >= 0.0) & (debt <= ROOM_MAX + 1.0)).all()):
             raise ArtifactError(
                 "the budget of a snapshot has numbers that cannot be",
                 hint="delete the snapshot: the lane then rebuilds its state from the log",
             )
-        self._debt[:], self._clock[:] = debt, clock
+        # Another `per_day` may have less room: nobody is to be silent for longer than it says.
+        self._debt[:], self._clock[:] = np.minimum(debt, self._room + 1.0), clock
 
 
 def no_budget() -> Account:

@@ -307,7 +307,7 @@ def decide_batch(
         out.event[at] = event if passed else 0.0
         if limited:
             factor = budget.allowed(
-                debt, clock, part[step], time_ms[at], account.share, account.step_ms
+                debt, clock, part[step], time_ms[at], account.share, account.step_ms, account.growth
             )
         kind = incident.follow(
             incidents, state.chance, slot, time_ms[at], p, passed and warm, fired,

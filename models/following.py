@@ -48,7 +48,7 @@ def _follow(
         event[index] = r if passes else 0.0
         if share > 0.0:
             factor = budget.allowed(
-                debt, clock, part[index], time_ms[index], share, account.step_ms
+                debt, clock, part[index], time_ms[index], share, account.step_ms, account.growth
             )
         kind = incident.follow(
             incidents, chance, slot, time_ms[index], 10.0**-r, passes, fired[index],
