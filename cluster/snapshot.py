@@ -198,10 +198,10 @@ def _detector(view: DetectorView, axis: Axis) -> dict[str, Any]:
         "delay_ms_p50": _number(view.delay_ms_p50),
         "delay_ms_p99": _number(view.delay_ms_p99),
         "budget": None,
-        "judged_records": view.tally.judged,
+        "judged_records": view.tally.judged if view.tally else None,
         "nominal": _nominal(view),
         "per_day": view.per_day or None,
-        "held": view.tally.held if view.per_day else None,
+        "held": view.tally.held if view.tally and view.per_day else None,
         "series": {
             "in_per_s": _fit(view.in_per_s, axis),
             "out_per_s": _fit(view.out_per_s, axis),
@@ -218,7 +218,8 @@ def _nominal(view: DetectorView) -> list[dict[str, Any]]:
 
     1 is as promised. Null where fewer than EXPECTED_MIN were to be expected: chance alone.
     """
-    tally = view.tally
+    if (tally := view.tally) is None:
+        return []
     at = (*CHECKED, view.probability)
     came = dict(zip(at, (tally.first, tally.second, tally.alerting), strict=True))
     return [

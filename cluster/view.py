@@ -171,7 +171,7 @@ class View:
             in_per_s=self._line(f"in:{name}", now_ms),
             out_per_s=self._line(f"out:{name}", now_ms),
             lag_series_s=self._line(f"dlag:{name}", now_ms),
-            tally=self._tally.get(name, Tally()),
+            tally=self._tally.get(name),
             probability=watch.spec.decide.probability,
             per_day=watch.spec.decide.per_day,
         )

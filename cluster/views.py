@@ -75,7 +75,7 @@ class DetectorView:
     in_per_s: Line = ()
     out_per_s: Line = ()
     lag_series_s: Line = ()
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally | None = None  # of all its lanes
     probability: float = 1e-5  # at which it alerts
     per_day: float = 0.0  # incidents that it may open, 0: any number
 

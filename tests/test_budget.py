@@ -21,6 +21,7 @@ from raywatch.actors.ports import Out
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stages import flow_of
 from raywatch.actors.stats import Tally
 from raywatch.cluster.config import Config
 from raywatch.cluster.deployment import prepare
@@ -29,7 +30,7 @@ from raywatch.models.budget import DAY_MS, ROOM_MAX, Budget
 from raywatch.models.errors import ArtifactError
 from raywatch.models.following import KIND, Following
 from raywatch.models.registry import build, shipped
-from raywatch.models.scorer import F64, I32, I64, U8
+from raywatch.models.scorer import F64, I32, I64, U8, describe
 from raywatch.models.settings import DecideSettings, MissingSettings
 
 BEGIN_MS = 1_700_000_000_000
@@ -421,5 +422,8 @@ def test_a_deployment_tells_lanes_how_many_partitions_there_are(tmp_path: Path) 
         }
     )  # fmt: skip
     made = prepare(config, there.log, LogSpec("embedded", ()))
-    assert made.detections[0].spec.partitions == 9
-    assert made.detections[0].spec.decide.per_day == 12
+    spec = made.detections[0].spec
+    assert (spec.partitions, spec.decide.per_day) == (9, 12)
+    flow = flow_of(spec, made.detections[0].lanes[1], describe(ROBUSTZ))
+    shared = flow.budget.account(np.zeros(1, np.int32), np.zeros(1, np.int64)).share
+    assert shared == pytest.approx(12 / 9 / DAY_MS)  # of all partitions, not of those of a lane

@@ -21,7 +21,7 @@ from raywatch.cluster.views import DetectorView, Observed
 TALLY = Tally(judged=120_000, first=126, second=13, alerting=0, held=12)
 
 
-def seen(tally: Tally, **changes: Any) -> Observed:
+def seen(tally: Tally | None, **changes: Any) -> Observed:
     detector = DetectorView("hosts", "lagbank@1", tally=tally, **changes)
     return replace(CALM, detectors=(detector,))
 
@@ -87,7 +87,7 @@ def test_metrics_have_the_counts_and_the_ratio_where_it_means_something() -> Non
     ratio = "raywatch_detector_nominal_ratio"
     assert found[f'{ratio}{{{name},probability="0.001"}}'] == "1.05"
     assert f'{ratio}{{{name},probability="1e-05"}}' not in found
-    metrics.update(build(seen(Tally()), NOW, AXIS))
+    metrics.update(build(seen(None), NOW, AXIS))
     assert not any(each.startswith(ratio) for each in lines(metrics))
 
 
@@ -100,3 +100,6 @@ def test_status_says_it_in_a_line() -> None:
     assert "  hosts: p <= 0.001: -, p <= 0.0001: -, p <= 1e-05: - of nominal, 0 records" in (
         status.lines(build(seen(Tally()), NOW, AXIS))
     )
+    unknown = build(seen(None), NOW, AXIS)
+    assert unknown["detectors"][0]["judged_records"] is None
+    assert not any("nominal" in line for line in status.lines(unknown))
