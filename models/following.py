@@ -107,8 +107,8 @@ class Following:
 
         Returns:
             (N,) r where it passed the gate of its key, else 0; (N,) 1 where the budget hushed a
-            key; (E, 5) steps of incidents: INDEX of
-            the record, KIND (incident.KINDS), SINCE in ms, ORDINAL, FIRED.
+            key; (E, 5) steps of incidents: INDEX of the record, KIND (incident.KINDS), SINCE in
+            ms, ORDINAL, FIRED.
         """
         assert slots.max(initial=-1) < self._slots, (slots.max(initial=-1), self._slots)
         event = np.empty(slots.shape[0], np.float32)
