@@ -50,6 +50,7 @@ class Summary:
     records: int = 0
     keys: int = 0
     alerts: int = 0  # incidents opened: what would have paged
+    held: int = 0  # incidents that `alert.per_day` did not let open at once
     rejects: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
     model: str = ""
@@ -75,7 +76,7 @@ def backtest(
     says what its channels would be by themselves: sums of -log10 p over the components, whose
     squares are what an alert's shares are shares of. Raises ConfigError.
     """
-    spec = replace(spec, record=resolve(path, spec.record))
+    spec = replace(spec, record=resolve(path, spec.record), partitions=partitions)
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
     flow = flow_of(spec, names, model, evidence=evidence)
@@ -212,5 +213,6 @@ def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
 def _count(summary: Summary, piece: FileBatch, said: Said) -> None:
     summary.records += piece.rows
     summary.alerts += sum(alert.state == "open" for alert in said.alerts)
+    summary.held += said.tally.held
     summary.rejects += len(said.rejects)
     summary.reasons.update(reject.reason for reject in said.rejects)

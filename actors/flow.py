@@ -34,6 +34,8 @@ from raywatch.actors.pseudonyms import Pseudonyms
 from raywatch.actors.records import Records, Reject
 from raywatch.actors.rejecting import Rejecting
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stats import Tally, tally
+from raywatch.models.budget import Account, Budget
 from raywatch.models.decide import Decided, Decider, Episode, Forgotten
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended, History
@@ -42,7 +44,7 @@ from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segme
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
 _HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
-LAYOUT = 4  # Meaning of the arrays in a snapshot; raise it when one changes.
+LAYOUT = 5  # Meaning of the arrays in a snapshot; raise it when one changes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Said:
     rejects: list[Reject]  # those that are written,
     rejected: int  # and how many records were rejected
     decided: Decided | None
+    tally: Tally
 
 
 class Part(Protocol):
@@ -95,7 +98,10 @@ class Part(Protocol):
 class Flow:
     """State and arithmetic of one lane. `evidence`: tell it of every record, not of alerts only."""
 
-    by_partition = ("keys.partitions", "missing.partition", "missing.pace", "rejecting.windows")
+    by_partition = (
+        "keys.partitions", "missing.partition", "missing.pace", "rejecting.windows", "budget.debt",
+        "budget.clock",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class Flow:
         )
         self.rejecting = Rejecting(spec.rejects_max, max(1, len(self.partitions)))
         self.missing = Missing(spec.missing, max(1, len(self.partitions)))
+        self.budget = Budget(spec.decide.per_day, spec.partitions, max(1, len(self.partitions)))
         self.model = model
         self._evidence = evidence
         self._scored_by(model)
@@ -222,7 +229,19 @@ class Flow:
         rejects = self._sifted(records)
         rejects = [r for r in rejects if self._speaks(r.partition, r.offset)]
         causes = [at for at, _ in alerts]
-        return Said([alert for _, alert in alerts], causes, rejects, rejected, decided)
+        counted = self._tally(batch, decided)
+        return Said([alert for _, alert in alerts], causes, rejects, rejected, decided, counted)
+
+    def _tally(self, batch: Batch, decided: Decided | None) -> Tally:
+        """How rare the records were said to be for which nobody spoke before."""
+        if decided is None:
+            return Tally()
+        begin = np.array([self.speak[each] for each in self.partitions], np.int64)
+        spoken = batch.records.offset >= begin[batch.records.partition]
+        return tally(decided, self.spec.decide.probability, spoken[batch.order])
+
+    def _account(self, batch: Batch) -> Account:
+        return self.budget.account(batch.records.partition, batch.order)
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         """What becomes of the records of a batch that has some (a stage's own)."""
@@ -238,6 +257,7 @@ class Flow:
             batch.records.values[batch.order],
             batch.appended,
             scores,
+            self._account(batch),
         )
 
     def _shown(self, batch: Batch, at: int, episode: Episode) -> Shown:
@@ -406,6 +426,7 @@ class Flow:
             "history": self.history,
             "missing": self.missing,
             "decider": self.decider,
+            "budget": self.budget,
             "rejecting": self.rejecting,
         }
 

@@ -410,6 +410,7 @@ class Shift:
         self.stats.records += len(flight.batch.records)
         self.stats.alerts += len(said.alerts)
         self.stats.rejects += said.rejected
+        self.stats.tally = self.stats.tally.plus(said.tally)
         self.stats.keys, self.stats.evicted = len(self.flow.keys), self.flow.keys.evicted
         self.stats.labels = self.flow.labels()
         self.stats.in_flight = len(self.in_flight)

@@ -21,6 +21,7 @@ from raywatch.actors.pool import Member, Members, RemotePool
 from raywatch.actors.ports import Clock, Log, Partition, Store
 from raywatch.actors.saving import Saver
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stats import Tally
 from raywatch.models.scorer import ModelSpec
 
 CALL_MAX_S = 30.0  # A client call older than this hangs: every call has a shorter deadline.
@@ -61,6 +62,7 @@ class LaneReport:
     version_since: dict[str, int]
     delay_ms: tuple[float, float]  # p50 and p99 from the log's timestamp to the commit
     snapshot: str
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +271,7 @@ def _lane_report(lane: Lane) -> LaneReport:
         version_since=dict(stats.version_since),
         delay_ms=(delays[size // 2], delays[size * 99 // 100]) if size else (0.0, 0.0),
         snapshot=stats.snapshot,
+        tally=stats.tally,
     )
 
 

@@ -70,9 +70,12 @@ class PaymentsFlow(Flow):
         self.following.begin(batch.born)
         paid = np.flatnonzero(kind == PAYMENT)  # nothing is said of labels
         event = np.zeros(len(records), np.float32)
-        event[paid], steps = self.following.follow(
-            batch.slots[paid], records.time_ms[paid], kept[paid], fired[paid]
-        )
+        event[paid], hushed, steps = self.following.follow(
+            batch.slots[paid], records.time_ms[paid], kept[paid], fired[paid],
+            self.budget.account(records.partition[paid], np.arange(paid.shape[0])),
+        )  # fmt: skip
+        judged = np.where(kind == PAYMENT, warm, False).astype(np.uint8)
+        judged[paid] += hushed
         steps[:, INDEX] = paid[steps[:, INDEX]]
         grouped = np.empty_like(order)
         grouped[order] = np.arange(order.shape[0])
@@ -83,7 +86,8 @@ class PaymentsFlow(Flow):
         episodes.sort(key=lambda each: each.index)
         evidence = _evidence(found, rare, fired)[order] if self._evidence else None
         score = rare.astype(np.float32)[order]
-        return Decided(score, 10.0 ** -kept[order], event[order], episodes, evidence)
+        p = 10.0 ** -kept[order]
+        return Decided(score, p, event[order], episodes, judged[order], evidence)
 
     def _observed(self, batch: Batch, kind: np.ndarray) -> Found:
         """What is said of a batch, which is then learnt; customers that it displaced are gone."""
@@ -179,6 +183,7 @@ class PaymentsFlow(Flow):
             "payments": self.payments,
             "following": self.following,
             "missing": self.missing,
+            "budget": self.budget,
             "rejecting": self.rejecting,
         }
 

@@ -27,6 +27,7 @@ class DetectorSpec:
     rejects: str = ""
     audit: str = "raywatch.audit"
     lanes: int = 4
+    partitions: int = 1  # of all its topics together, which share `decide.per_day`
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
     added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained

@@ -81,7 +81,9 @@ class NetworkFlow(Flow):
         fired = np.argmax(parts - BUDGET, axis=1)
         self.following.ensure(self.keys.high)
         self.following.begin(batch.born)
-        event, steps = self.following.follow(batch.slots, records.time_ms, kept, fired)
+        event, held, steps = self.following.follow(
+            batch.slots, records.time_ms, kept, fired, self._account(batch)
+        )
         grouped = np.empty_like(batch.order)
         grouped[batch.order] = np.arange(batch.order.shape[0])
         p = 10.0**-kept
@@ -122,7 +124,8 @@ class NetworkFlow(Flow):
             evidence = (rare[:, None] * why[:, 0])[order]
         score = rare.astype(np.float32)[order]
         episodes.sort(key=lambda each: each.index)
-        return Decided(score, p[order], event[order], episodes, evidence)
+        judged = (warm + held).astype(np.uint8)[order]
+        return Decided(score, p[order], event[order], episodes, judged, evidence)
 
     def _shown(self, batch: Batch, at: int, episode: Episode) -> Shown:
         records, words = batch.records, range(len(self.spec.record.words))
@@ -146,6 +149,7 @@ class NetworkFlow(Flow):
             "network": self.network,
             "following": self.following,
             "missing": self.missing,
+            "budget": self.budget,
             "rejecting": self.rejecting,
         }
 

@@ -2,9 +2,46 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raywatch.models.incident import Decided
 
 State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenced", "stopped"]
+
+CHECKED = (1e-3, 1e-4)  # tail probabilities that are held against what came, beside `alert`'s own
+
+
+class Tally(NamedTuple):
+    """How many records were judged, and how many of them were said to be how rare.
+
+    Judged are those that might have alerted: of a key, or a partition, that is past its warm-up.
+    """
+
+    judged: int = 0
+    first: int = 0  # at or below the first of CHECKED,
+    second: int = 0  # at or below the second,
+    alerting: int = 0  # and at or below `alert.probability`
+    held: int = 0  # incidents that `alert.per_day` did not let open at once
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def less(self, other: "Tally") -> "Tally":
+        """What came since `other`."""
+        return Tally(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def tally(decided: Decided, probability: float, spoken: NDArray[np.bool_]) -> Tally:
+    """Of a batch. `spoken`: (N,) in grouped order, records that were not judged before."""
+    judged = (decided.judged > 0) & spoken
+    p = decided.p[judged]
+    first, second, alerting = (int(np.count_nonzero(p <= each)) for each in (*CHECKED, probability))
+    held = int(np.count_nonzero(decided.judged[judged] == 2))
+    return Tally(p.shape[0], first, second, alerting, held)
 
 
 @dataclass(slots=True)
@@ -22,6 +59,7 @@ class LaneStats:
     keys: int = 0
     labels: dict[str, int] = field(default_factory=lambda: {})  # what became of them
     evicted: int = 0  # keys that were forgotten since the lane was last opened
+    tally: Tally = field(default_factory=Tally)
     version: str = ""
     version_since: dict[str, int] = field(default_factory=lambda: {})  # partition -> first offset
     committed: dict[str, int] = field(default_factory=lambda: {})

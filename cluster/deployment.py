@@ -116,6 +116,7 @@ def prepare(
         if len(lanes) < lane_spec.lanes:
             notes.append(f"{lane_spec.name}: {len(lanes)} lanes, there are no more partitions")
             lane_spec = replace(lane_spec, lanes=len(lanes))
+        lane_spec = replace(lane_spec, partitions=len(partitions))
         detections.append(Detection(lane_spec, lanes, artifact.version))
     if provide:  # after every check: what is refused leaves nothing behind
         store = open_store(store_url(config.store))

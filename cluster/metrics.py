@@ -84,12 +84,32 @@ class Metrics:
         self._delay = self._gauge(
             "detector_delay_seconds", "From record to decision.", "detector", "quantile"
         )
+        self._ratio = self._gauge(
+            "detector_nominal_ratio",
+            "Records at or below a tail probability, over how many it promises: 1 is as promised.",
+            "detector",
+            "probability",
+        )
+        self._judged = self._counter(
+            "detector_judged_records", "Records that might have alerted.", "detector"
+        )
+        self._rare = self._counter(
+            "detector_rare_records",
+            "Of these, records at or below a tail probability.",
+            "detector",
+            "probability",
+        )
+        self._held = self._counter(
+            "detector_held_incidents",
+            "Incidents that `alert.per_day` did not let open at once.",
+            "detector",
+        )
 
     def _gauge(self, name: str, words: str, *labels: str) -> Gauge:
         return Gauge(f"raywatch_{name}", words, labels, registry=self._registry)
 
-    def _counter(self, name: str, words: str) -> Counter:
-        return Counter(f"raywatch_{name}", words, registry=self._registry)
+    def _counter(self, name: str, words: str, *labels: str) -> Counter:
+        return Counter(f"raywatch_{name}", words, labels, registry=self._registry)
 
     @staticmethod
     def _set(gauge: Gauge, value: float | None) -> None:
@@ -118,7 +138,7 @@ class Metrics:
             self._part_states.labels(state).set(states.count(state))
 
     def _detectors(self, detectors: list[Mapping[str, Any]]) -> None:
-        for gauge in (self._in, self._out, self._delay):
+        for gauge in (self._in, self._out, self._delay, self._ratio):
             gauge.clear()
         for each in detectors:
             name, series = each["name"], each["series"]
@@ -128,3 +148,10 @@ class Metrics:
             for quantile, key in (("0.5", "delay_ms_p50"), ("0.99", "delay_ms_p99")):
                 if each[key] is not None:
                     self._delay.labels(name, quantile).set(each[key] / 1000.0)
+            self._count(f"judged:{name}", self._judged.labels(name), each["judged_records"])
+            self._count(f"held:{name}", self._held.labels(name), each["held"])
+            for at in each["nominal"]:
+                labels = name, f"{at['p']:g}"
+                self._count(f"rare:{labels}", self._rare.labels(*labels), at["records"])
+                if at["ratio"] is not None:
+                    self._ratio.labels(*labels).set(at["ratio"])

@@ -227,8 +227,11 @@ function detectors() {
     const drawn = P(area(b, most, y), 'fill="var(--waitf)" opacity=".65"')
       + P(area(a, most, y), 'fill="var(--calmf)" opacity=".5"') + P(line(a, y), st('ink3', 1))
         + P(line(b, y), st('ink', 1.5))
+    const kept = list(d.nominal).map(e => `p ≤ ${e.p}: ${ok(e.ratio) ? e.ratio : '–'}`)
+    const promise = kept.length ? `${kept.join(', ')} of nominal, ${
+      full(d.judged_records)} records` : ''
     return `<div class="r det" data-key="${esc('d-' + d.name)}"><div class="nm">${
-      esc(d.name)}<small class="mono">${
+      esc(d.name)}<small class="mono" title="${esc(promise)}">${
       esc(d.model)}</small></div><div class="p">${
       svg(30, `${d.name}: ${num(last(a))} records/s in, ${num(last(b))} out`, drawn)}${
       last(a) == null ? '<span class="yl" data-css="top:.5rem">no data yet</span>' : ''}</div>`

@@ -201,6 +201,14 @@ class Alert(Settings):
         le=1_000_000,
         description="Records over which the calibration forgets half of what it saw.",
     )
+    per_day: float = Field(
+        default=_DECIDE.per_day,
+        ge=0.0,
+        le=1_000_000.0,
+        description="About how many incidents a day the detector may open, by the time of its "
+        "records: its rarest. Shared out evenly to its partitions; only makes `probability` "
+        "stricter. 0: as many as there are.",
+    )
     update_factor: float = Field(
         default=_DECIDE.update_factor,
         ge=1.0,

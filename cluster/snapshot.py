@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from raywatch.actors.stats import CHECKED
 from raywatch.cluster.journal import Entry
 from raywatch.cluster.lag import STATES
 from raywatch.cluster.series import Axis
@@ -38,6 +39,7 @@ JOURNAL_MAX = 100
 MARKS_MAX = 60
 LABEL_MAX = 24
 WINDOW_MAX = 1_024  # Values of a window that are drawn, the newest ones.
+EXPECTED_MIN = 10.0  # rare records; of so many, a ratio is off by a third one time in three
 MARK_KINDS = ("grow", "shrink", "rollout", "fault", "drill")
 
 
@@ -196,6 +198,10 @@ def _detector(view: DetectorView, axis: Axis) -> dict[str, Any]:
         "delay_ms_p50": _number(view.delay_ms_p50),
         "delay_ms_p99": _number(view.delay_ms_p99),
         "budget": None,
+        "judged_records": view.tally.judged if view.tally else None,
+        "nominal": _nominal(view),
+        "per_day": view.per_day or None,
+        "held": view.tally.held if view.tally and view.per_day else None,
         "series": {
             "in_per_s": _fit(view.in_per_s, axis),
             "out_per_s": _fit(view.out_per_s, axis),
@@ -205,6 +211,27 @@ def _detector(view: DetectorView, axis: Axis) -> dict[str, Any]:
     if view.budget_limit is not None:
         made["budget"] = {"used": view.budget_used, "limit": view.budget_limit}
     return made
+
+
+def _nominal(view: DetectorView) -> list[dict[str, Any]]:
+    """How many records were at or below a tail probability, over how many it promises.
+
+    1 is as promised. Null where fewer than EXPECTED_MIN were to be expected: chance alone.
+    """
+    if (tally := view.tally) is None:
+        return []
+    at = (*CHECKED, view.probability)
+    came = dict(zip(at, (tally.first, tally.second, tally.alerting), strict=True))
+    return [
+        {
+            "p": p,
+            "records": records,
+            "ratio": _number(records / (tally.judged * p))
+            if tally.judged * p >= EXPECTED_MIN
+            else None,
+        }
+        for p, records in sorted(came.items(), reverse=True)
+    ]
 
 
 def _partitions(seen: Observed, axis: Axis) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from raywatch.actors.owner import LaneReport
+from raywatch.actors.stats import Tally
 from raywatch.cluster.deployment import Deployment
 from raywatch.cluster.journal import Journal
 from raywatch.cluster.lag import back_s, lag_records, lag_s, rates, verdict
@@ -56,7 +57,9 @@ class View:
         self._opened: deque[int] = deque(maxlen=100_000)  # when alerts were first seen
         self._resolved: deque[int] = deque(maxlen=100_000)
         self._last_resolved = ""
-        self._base: dict[str, tuple[int, int]] = {}  # lane -> records, rejects at the last look
+        # lane -> records, rejects, tally at the last look
+        self._base: dict[str, tuple[int, int, Tally]] = {}
+        self._tally: dict[str, Tally] = {}  # by detector, since it was first seen
         self._scored = self._rejected = 0
         self._day = 0
 
@@ -168,6 +171,9 @@ class View:
             in_per_s=self._line(f"in:{name}", now_ms),
             out_per_s=self._line(f"out:{name}", now_ms),
             lag_series_s=self._line(f"dlag:{name}", now_ms),
+            tally=self._tally.get(name),
+            probability=watch.spec.decide.probability,
+            per_day=watch.spec.decide.per_day,
         )
 
     def _owners(self, watch: Watch, now: float) -> list[OwnerView]:
@@ -251,10 +257,13 @@ class View:
             for name, report in watch.keeper.reports().items():
                 for lane in report.lanes:
                     key = f"{name}/{report.epoch}/{lane.lane}"
-                    before = self._base.get(key, (0, 0))
+                    before = self._base.get(key, (0, 0, Tally()))
                     self._scored += lane.records - before[0]
                     self._rejected += lane.rejects - before[1]
-                    self._base[key] = (lane.records, lane.rejects)
+                    new = lane.tally.less(before[2])
+                    known = self._tally.get(watch.spec.name, Tally())
+                    self._tally[watch.spec.name] = known.plus(new)
+                    self._base[key] = (lane.records, lane.rejects, lane.tally)
         if len(self._base) > 100_000:
             self._base.clear()
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raywatch.actors.stats import Tally
 from raywatch.cluster.journal import Entry
 from raywatch.cluster.lag import State
 
@@ -74,6 +75,9 @@ class DetectorView:
     in_per_s: Line = ()
     out_per_s: Line = ()
     lag_series_s: Line = ()
+    tally: Tally | None = None  # of all its lanes
+    probability: float = 1e-5  # at which it alerts
+    per_day: float = 0.0  # incidents that it may open, 0: any number
 
 
 @dataclass(frozen=True, slots=True)

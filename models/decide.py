@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raywatch.models import calibrate, incident, novelty, profile, promise
+from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
     FIELDS,
@@ -192,7 +193,7 @@ class Decider:
                 ordinal=int(rows[at, incident.ORDINAL]),
                 component=self.names[int(rows[at, incident.FIRED])],
             )
-            for at in np.flatnonzero(rows[:, incident.OPEN] == 1).tolist()
+            for at in np.flatnonzero(rows[:, incident.OPEN] == incident.LIVE).tolist()
         ]
         self._blank(slots)
         return ended
@@ -205,6 +206,7 @@ class Decider:
         values: F64,
         appended: Appended,
         scores: Scores,
+        account: Account | None = None,
     ) -> Decided:
         """Decide N records of K keys, in grouped order.
 
@@ -215,6 +217,7 @@ class Decider:
             values: (N, C) as recorded, NaN where missing.
             appended: what history.py answered for this batch.
             scores: what the scorer answered for `appended.segments`.
+            account: of `alert.per_day`, for this batch.
         """
         records, channels = int(time_ms.shape[0]), self.channels
         assert values.shape == (records, channels), (values.shape, records, channels)
@@ -227,7 +230,7 @@ class Decider:
         assert scores.expected.shape == (records * channels,), (scores.expected.shape, records)
         assert scores.lag.shape == (records * channels,), (scores.lag.shape, records)
 
-        flat, cursor = self._parts(counts, self._state.total[touched], scores)
+        flat, fresh, cursor = self._parts(counts, self._state.total[touched], scores)
         rows = len(self.names)
         scratch = Scratch(
             now=np.full((rows, channels), np.nan),
@@ -238,13 +241,12 @@ class Decider:
             trust=self._trust,
             worth=self._worth,
             reach=self._reach,
-            fresh=np.zeros(len(self.components), np.int64),
-            cursor=cursor,
         )
         out = Out(
             score=np.empty(records, np.float32),
             p=np.empty(records, np.float64),
             event=np.empty(records, np.float32),
+            judged=np.empty(records, np.uint8),
             # Room for an episode at every record; pages that are not written take no memory.
             episode=np.empty((records, 8), np.int64),
             share=np.empty((records, channels)),
@@ -256,6 +258,10 @@ class Decider:
         batch = Batch(
             touched=_own(touched, np.int32),
             counts=_own(counts, np.int32),
+            base=np.cumsum(counts, dtype=np.int64) - counts,
+            key=np.repeat(np.arange(counts.shape[0], dtype=np.int32), counts),
+            fresh=fresh,
+            cursor=cursor,
             time_ms=_own(time_ms, np.int64),
             values=_own(values, np.float64),
             flat=flat,
@@ -264,16 +270,19 @@ class Decider:
             lag=_own(scores.lag, np.int32),
             anchor=_own(appended.anchor, np.float64),
         )
-        found = decide_batch(self._table, self._rule, self._state, batch, scratch, out)
+        found = decide_batch(
+            self._table, self._rule, self._state, batch, scratch, out, account or no_budget()
+        )
         episodes = [self._episode(out, row, values) for row in range(found)]
+        episodes.sort(key=lambda each: each.index)  # with a budget they are in batch order
         evidence = out.evidence if self._evidence else None
-        return Decided(out.score, out.p, out.event, episodes, evidence)
+        return Decided(out.score, out.p, out.event, episodes, out.judged, evidence)
 
-    def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64]:
-        """Parts of all components in one array, and where each begins."""
+    def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
+        """Parts of all components in one array; how long each key's are, and where: (K, rows)."""
         parts: list[F32] = []
-        cursor = np.zeros(len(self.components), np.int64)
-        begin = 0
+        values = np.zeros((counts.shape[0], len(self.components)), np.int64)
+        cursor, begin = np.zeros_like(values), 0
         for row, component in enumerate(self.components):
             part = scores.parts[component.name]
             block = int(self._table[row, BLOCK])
@@ -281,10 +290,11 @@ class Decider:
             size = int(fresh.sum()) * self.channels
             assert part.shape == (size,), (component.name, part.shape, size)
             parts.append(part)
-            cursor[row] = begin
+            values[:, row] = fresh
+            cursor[:, row] = begin + self.channels * (np.cumsum(fresh) - fresh)
             begin += size
         flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return _own(flat, np.float32), cursor
+        return _own(flat, np.float32), values, cursor
 
     def _episode(self, out: Out, row: int, values: F64) -> Episode:
         """One row of the kernel's answer as a value."""
@@ -387,7 +397,7 @@ def _sound(state: State, size: int) -> bool:
         and all(bool(np.isfinite(p[:size]).all()) for p in (state.profile, state.span))
         and bool((np.abs(state.promise[:size]) < promise.FARTHEST).all())
         and all(bool(((each >= 0) & (each < COUNT_MAX)).all()) for each in (sizes, counts, total))
-        and bool(((opened == 0) | (opened == 1)).all())
+        and bool(((opened >= incident.CALM) & (opened <= incident.HUSHED)).all())
     )
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from numba import njit
 
-from raywatch.models import calibrate, incident, judging, novelty, profile, promise
+from raywatch.models import budget, calibrate, incident, judging, novelty, profile, promise
+from raywatch.models.budget import Account
 from raywatch.models.scorer import F32, F64, I32, I64, U8
 
 BLOCK, HELD, SUSTAINED, WEIGHTED = range(4)  # columns of the component table
@@ -62,6 +63,10 @@ class Batch(NamedTuple):
 
     touched: I32  # (K,)
     counts: I32  # (K,)
+    base: I64  # (K,) where the records of each begin
+    key: I32  # (N,) whose record it is, 0..K-1
+    fresh: I64  # (K, components) new values
+    cursor: I64  # (K, components) where they begin in `flat`
     time_ms: I64  # (N,)
     values: F64  # (N, C)
     flat: F32  # parts of all components, one after the other
@@ -82,8 +87,6 @@ class Scratch(NamedTuple):
     trust: F64  # (rows,) in each component, 0 where it makes no event score
     worth: F64  # (rows,) log10 of it
     reach: F64  # (rows,) see judging.py
-    fresh: I64  # (components,) new values of this key
-    cursor: I64  # (components,) where this key begins in `flat`
 
 
 class Out(NamedTuple):
@@ -92,19 +95,13 @@ class Out(NamedTuple):
     score: F32  # (N,)
     p: F64  # (N,)
     event: F32  # (N,)
+    judged: U8  # (N,) of incident.Decided
     episode: I64  # (N, 8)
     share: F64  # (N, C)
     expected: F64  # (N, C)
     spread: F64  # (N, C) band around it, to one side
     said: F64  # (N, rows) of the channel that weighs most
     evidence: F64  # (N, C), or (0, C) where nobody asks
-
-
-@njit(cache=True, nogil=True)
-def _begin_key(table: I64, fresh: I64, before: int, records: int) -> None:
-    for row in range(fresh.shape[0]):
-        block = table[row, BLOCK]
-        fresh[row] = (before + records) // block - before // block
 
 
 @njit(cache=True, nogil=True)
@@ -115,6 +112,7 @@ def _gather(
     now: F64,
     fresh: I64,
     cursor: I64,
+    key: int,
     slot: int,
     before: int,
     records: int,
@@ -122,18 +120,18 @@ def _gather(
 ) -> None:
     """Scores of one record, the t-th of its key in the batch, into `now`."""
     channels = now.shape[1]
-    for row in range(fresh.shape[0]):
+    for row in range(fresh.shape[1]):
         block = table[row, BLOCK]
         if block == 1:
             for channel in range(channels):
-                now[row, channel] = flat[cursor[row] + channel * records + t]
+                now[row, channel] = flat[cursor[key, row] + channel * records + t]
         else:
             keep = table[row, HELD]
             ended = before + t + 1
             if ended % block == 0:  # this record completes a block: its score is valid from now on
-                begin = cursor[row] + ended // block - 1 - before // block
+                begin = cursor[key, row] + ended // block - 1 - before // block
                 for channel in range(channels):
-                    held[slot, keep, channel] = flat[begin + channel * fresh[row]]
+                    held[slot, keep, channel] = flat[begin + channel * fresh[key, row]]
             for channel in range(channels):
                 now[row, channel] = held[slot, keep, channel]
 
@@ -264,65 +262,70 @@ def _view(
 
 @njit(cache=True, nogil=True)
 def decide_batch(
-    table: I64, rule: Rule, state: State, batch: Batch, scratch: Scratch, out: Out
+    table: I64,
+    rule: Rule,
+    state: State,
+    batch: Batch,
+    scratch: Scratch,
+    out: Out,
+    account: Account,
 ) -> int:
     """Decide every record of a batch; returns the number of episodes.
 
-    Scratch.cursor holds where each component begins in Batch.flat, and is used up.
+    Key after key; where keys share a budget, as they came. A key's records are in order in both.
     """
     # Taking an array out of a tuple counts a reference: not once a record.
     counts, time_ms, flat, weight = batch.counts, batch.time_ms, batch.flat, batch.weight
-    count, held, incidents = state.total, state.held, state.incident
+    fresh, cursor, touched, starts = batch.fresh, batch.cursor, batch.touched, batch.base
+    count, held, incidents, key_of = state.total, state.held, state.incident, batch.key
     calibration, joint, lines = state.calibration, state.joint, state.promise
-    now, fresh, cursor, evidence = scratch.now, scratch.fresh, scratch.cursor, scratch.evidence
-    engine, channels = rule.engine, now.shape[1]
+    now, evidence = scratch.now, scratch.evidence
     trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
+    debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
+    engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views = now.shape[0] > engine
-    found, base = 0, 0
-    for key in range(batch.touched.shape[0]):
-        slot, records = int(batch.touched[key]), int(counts[key])
-        before, row_base = count[slot], base * channels
-        _begin_key(table, fresh, before, records)
-        for t in range(records):
-            at, age = base + t, before + t
-            _gather(table, flat, held, now, fresh, cursor, slot, before, records, t)
-            if views:
-                _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch)
-            out.score[at] = _sustained(now, table, engine, weight, row_base + t, records)
-            every, rare, fired = judging.judge(
-                now, trust, worth, reach, calibration, joint, evidence, scratch.said, slot,
-                rule.warmup, rule.rate, rule.excess_rate,
-            )  # fmt: skip
-            event, p = max(every - judging.due(age), 0.0), 1.0
-            if fired >= 0:
-                p = math.exp(-promise.kept(lines, slot, rare, age) * calibrate.LN10)
-                if age >= promise.BEGIN:
-                    promise.follow(lines, slot, rare)
-            passed = incident.gate(state.chance, slot, event)
-            out.p[at] = p
-            out.event[at] = event if passed else 0.0
-            kind = incident.follow(
-                incidents,
-                state.chance,
-                slot,
-                time_ms[at],
-                p,
-                passed and age >= rule.warmup,
-                fired,
-                rule.probability,
-                rule.update_factor,
-                rule.quiet,
+    found, factor = 0, 1.0
+    for step in range(time_ms.shape[0]):
+        at = int(sequence[step]) if limited else step
+        key = int(key_of[at])
+        slot, records, base = int(touched[key]), int(counts[key]), int(starts[key])
+        before, t = count[slot], at - base
+        age = before + t
+        _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
+        if views:
+            _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch)
+        out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
+        every, rare, fired = judging.judge(
+            now, trust, worth, reach, calibration, joint, evidence, scratch.said, slot,
+            rule.warmup, rule.rate, rule.excess_rate,
+        )  # fmt: skip
+        event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup
+        if fired >= 0:
+            p = math.exp(-promise.kept(lines, slot, rare, age) * calibrate.LN10)
+            if age >= promise.BEGIN:
+                promise.follow(lines, slot, rare)
+        passed = incident.gate(state.chance, slot, event)
+        out.p[at] = p
+        out.event[at] = event if passed else 0.0
+        if limited:
+            factor = budget.allowed(
+                debt, clock, part[step], time_ms[at], account.share, account.step_ms, account.growth
             )
-            if out.evidence.shape[0] > 0:
-                out.evidence[at] = evidence
-            origin = (key, records, t, base)
-            if kind != incident.NOTHING:
-                _record(out, found, at, kind, slot, incidents)
-                _explain(state, batch, scratch, out, engine, found, origin)
-                found += 1
-            _remember(state, slot, age, batch, origin)
-        for row in range(engine):
-            cursor[row] += channels * fresh[row]
-        count[slot] = before + records
-        base += records
+        kind = incident.follow(
+            incidents, state.chance, slot, time_ms[at], p, passed and warm, fired,
+            rule.probability, rule.update_factor, rule.quiet, factor,
+        )  # fmt: skip
+        out.judged[at] = 2 if kind == incident.HELD else warm and fired >= 0
+        if out.evidence.shape[0] > 0:
+            out.evidence[at] = evidence
+        origin = (key, records, t, base)
+        if kind not in (incident.NOTHING, incident.HELD):
+            _record(out, found, at, kind, slot, incidents)
+            _explain(state, batch, scratch, out, engine, found, origin)
+            found += 1
+        if limited and kind == incident.OPENED:
+            budget.spend(debt, part[step])
+        _remember(state, slot, age, batch, origin)
+    for key in range(touched.shape[0]):
+        count[touched[key]] += counts[key]
     return found

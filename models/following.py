@@ -12,11 +12,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from raywatch.models import incident
+from raywatch.models import budget, incident
+from raywatch.models.budget import Account, no_budget
 from raywatch.models.errors import ArtifactError
 from raywatch.models.incident import Forgotten
 from raywatch.models.rows import Rows
-from raywatch.models.scorer import F32, F64, I32, I64
+from raywatch.models.scorer import F32, F64, I32, I64, U8
 from raywatch.models.settings import DecideSettings
 
 KEY_BYTES = 72  # of one key: nine numbers of eight bytes
@@ -34,19 +35,29 @@ def _follow(
     probability: float,
     update_factor: float,
     quiet: int,
+    account: Account,
     event: F32,
+    held: U8,
     step: I64,
 ) -> int:
-    found = 0
+    found, factor = 0, 1.0
+    debt, clock, part, share = account.debt, account.clock, account.partition, account.share
     for index in range(slots.shape[0]):
         slot, r = slots[index], rare[index]
         passes = incident.gate(chance, slot, r)
         event[index] = r if passes else 0.0
+        if share > 0.0:
+            factor = budget.allowed(
+                debt, clock, part[index], time_ms[index], share, account.step_ms, account.growth
+            )
         kind = incident.follow(
             incidents, chance, slot, time_ms[index], 10.0**-r, passes, fired[index],
-            probability, update_factor, quiet,
+            probability, update_factor, quiet, factor,
         )  # fmt: skip
-        if kind != incident.NOTHING:
+        held[index] = kind == incident.HELD
+        if kind == incident.OPENED and share > 0.0:
+            budget.spend(debt, part[index])
+        if kind not in (incident.NOTHING, incident.HELD):
             step[found, INDEX], step[found, KIND] = index, kind
             step[found, SINCE] = incidents[slot, incident.SINCE]
             step[found, ORDINAL] = incidents[slot, incident.ORDINAL]
@@ -82,7 +93,9 @@ class Following:
         self._incident.array[born[:, 0], incident.LATEST] = born[:, 1]
         self._incident.array[born[:, 0], incident.REPEATS] = born[:, 2]
 
-    def follow(self, slots: I32, time_ms: I64, rare: F64, fired: I64) -> tuple[F32, I64]:
+    def follow(
+        self, slots: I32, time_ms: I64, rare: F64, fired: I64, account: Account | None = None
+    ) -> tuple[F32, U8, I64]:
         """Follow N records in batch order.
 
         Args:
@@ -90,21 +103,24 @@ class Following:
             time_ms: (N,).
             rare: (N,) -log10 p, >= 0.
             fired: (N,) what made it so, index into `names`.
+            account: of `alert.per_day`, with the partition of each record.
 
         Returns:
-            (N,) r where it passed the gate of its key, else 0; (E, 5) steps of incidents: INDEX of
-            the record, KIND (incident.KINDS), SINCE in ms, ORDINAL, FIRED.
+            (N,) r where it passed the gate of its key, else 0; (N,) 1 where the budget hushed a
+            key; (E, 5) steps of incidents: INDEX of the record, KIND (incident.KINDS), SINCE in
+            ms, ORDINAL, FIRED.
         """
         assert slots.max(initial=-1) < self._slots, (slots.max(initial=-1), self._slots)
         event = np.empty(slots.shape[0], np.float32)
+        held = np.empty(slots.shape[0], np.uint8)
         step = np.empty((slots.shape[0], 5), np.int64)
         settings = self._settings
         found = _follow(
             np.require(slots, np.int32, ["C", "W"]), np.require(time_ms, np.int64, ["C", "W"]),
             rare, fired, self._incident.array, self._chance.array, settings.probability,
-            settings.update_factor, settings.quiet, event, step,
+            settings.update_factor, settings.quiet, account or no_budget(), event, held, step,
         )  # fmt: skip
-        return event, step[:found]
+        return event, held, step[:found]
 
     def forget(self, index: I64, slots: I64) -> list[Forgotten]:
         """Forget keys, and say which incidents end by it. `index`: (G,), what needed the room."""
@@ -117,7 +133,7 @@ class Following:
                 ordinal=int(rows[at, incident.ORDINAL]),
                 component=self.names[int(rows[at, incident.FIRED])],
             )
-            for at in np.flatnonzero(rows[:, incident.OPEN] == 1).tolist()
+            for at in np.flatnonzero(rows[:, incident.OPEN] == incident.LIVE).tolist()
         ]
         self._blank(slots)
         return ended
@@ -137,7 +153,7 @@ class Following:
         sound = sound and bool((np.isfinite(chance) & (chance >= 0.0)).all())
         if sound:
             opened, fired = incidents[:, incident.OPEN], incidents[:, incident.FIRED]
-            sound = bool(((opened == 0) | (opened == 1)).all())
+            sound = bool(((opened >= incident.CALM) & (opened <= incident.HUSHED)).all())
             sound = sound and bool(((fired >= 0) & (fired < len(self.names))).all())
         if not sound:
             raise ArtifactError(

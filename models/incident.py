@@ -4,6 +4,9 @@
     open --(p <= last reported p / update_factor)--> open        `update`
     open --(`quiet` records in a row with p > 10 * probability)--> calm   `resolved`
 
+Where a budget asks for more than `probability` (budget.py) and p does not reach it, a calm key is
+hushed instead, which says nothing; it opens once p does, and is calm again when it was quiet.
+
 The gate lets a score through that is at least as rare as everything lately: M <- max(M * d, rare),
 half-life 20 records. State is float64 and int64 rows by slot; zeros, and LATEST at the smallest
 int64, are a new key.
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from raywatch.models.scorer import F32, F64, I64
+from raywatch.models.scorer import F32, F64, I64, U8
 
 GATE_DECAY = 0.5 ** (1.0 / 20.0)
 KEEP = 10.0  # An incident whose p wavers around the line is one incident, not many.
@@ -23,7 +26,9 @@ NEVER = int(np.iinfo(np.int64).min)
 GATE, REPORTED = range(2)  # columns of the float64 row: M, p at the last open or update
 OPEN, SINCE, QUIET, FIRED, ORDINAL, LATEST, REPEATS = range(7)  # columns of the int64 row
 
-NOTHING, OPENED, UPDATED, RESOLVED = range(4)
+CALM, LIVE, HUSHED = range(3)  # in column OPEN
+
+NOTHING, OPENED, UPDATED, RESOLVED, HELD = range(5)
 KINDS = ("", "open", "update", "resolved")
 
 
@@ -69,6 +74,7 @@ class Decided:
     p: F64  # (N,) tail probability, in (0, 1]; 1 where nothing had a say
     event: F32  # (N,) how rare for a key of its age, in -log10, where it passed the gate, else 0
     episodes: list[Episode]  # by index
+    judged: U8  # (N,) 1 where it might have alerted; 2 where a budget hushed its key
     # (N, C) sum of what components say of each channel (judging.py); None: was not asked for
     evidence: F64 | None = None
 
@@ -88,7 +94,7 @@ def _begin(incident: I64, slot: int, time_ms: int) -> None:
     (since, ordinal) never comes twice: either `since` is later than any before and the ordinal is
     0, or the ordinal is one that was never used. Timestamps may repeat and may go back.
     """
-    incident[slot, OPEN] = 1
+    incident[slot, OPEN] = LIVE
     incident[slot, SINCE] = time_ms
     incident[slot, ORDINAL] = 0
     if time_ms > incident[slot, LATEST]:
@@ -110,24 +116,32 @@ def follow(
     probability: float,
     update_factor: float,
     quiet: int,
+    factor: float,
 ) -> int:
-    """One record of a key; returns NOTHING, OPENED, UPDATED or RESOLVED."""
-    if incident[slot, OPEN] == 0:
-        if p > probability or not may_open:
-            return NOTHING
-        _begin(incident, slot, time_ms)
+    """One record of a key; returns NOTHING, OPENED, UPDATED, RESOLVED or, when hushed, HELD.
+
+    An incident opens at p <= probability * factor: 1 where no budget asks for more.
+    """
+    before = incident[slot, OPEN]
+    if before != LIVE and p <= probability and may_open:
         incident[slot, QUIET] = 0
+        if p > probability * factor:
+            incident[slot, OPEN] = HUSHED
+            return HELD if before == CALM else NOTHING
+        _begin(incident, slot, time_ms)
         incident[slot, FIRED] = fired
         chance[slot, REPORTED] = p
         return OPENED
+    if before == CALM:
+        return NOTHING
     if p > probability * KEEP:
         incident[slot, QUIET] += 1
         if incident[slot, QUIET] < quiet:
             return NOTHING
-        incident[slot, OPEN] = 0
-        return RESOLVED
+        incident[slot, OPEN] = CALM
+        return RESOLVED if before == LIVE else NOTHING
     incident[slot, QUIET] = 0
-    if p * update_factor > chance[slot, REPORTED]:
+    if before == HUSHED or p * update_factor > chance[slot, REPORTED]:
         return NOTHING
     incident[slot, FIRED] = fired
     chance[slot, REPORTED] = p

@@ -15,8 +15,8 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
 Adaptive conformal inference (Gibbs & Candes 2021, NeurIPS): whatever the distribution, the share
 beyond the line tends to what it should be. The line never rises more than 1.25 above its own mean
 of the last 2,000 records, and the gap stays within 0.3 and 2: no incident may buy silence. Below
-1e-4 nothing is promised: there the fits' own tail ranks. Lines that few records have moved may lie low
-by chance: where they make a record rarer than r, or 4, says, a key of t records is believed
+1e-4 nothing is promised: there the fits' own tail ranks. Lines that few records have moved may lie
+low by chance: where they make a record rarer than r, or 4, says, a key of t records is believed
 t / (t + 1,000) of the difference.
 
 State is `promise[slot, (line, gap, mean of line)]`, as differences from where they begin. Zeros are

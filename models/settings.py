@@ -11,6 +11,7 @@ class DecideSettings:
     warmup: int = 500  # records of a key before it may alert; 0..1e6
     quiet: int = 32  # ordinary records of the key after which an incident is resolved; 1..1e5
     half_life: int = 2_000  # records over which the calibration forgets; 100..1e6
+    per_day: float = 0.0  # opened incidents a day of a detector, its rarest; 0: as many as come
     update_factor: float = 1e3  # an open incident is updated when it became this much less likely
 
 

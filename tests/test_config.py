@@ -81,7 +81,8 @@ def test_every_field_a_lane_knows_can_be_set(tmp_path: Path) -> None:
     in_flight_bytes: 1048576
     checkpoint_ms: 190
     snapshot_s: 2
-    alert: {probability: 0.001, warmup: 1, quiet: 2, half_life: 300, update_factor: 4}
+    alert: {probability: 0.001, warmup: 1, quiet: 2, half_life: 300, update_factor: 4,
+            per_day: 6}
     missing: {enabled: false, intervals: 3, floor_ms: 4, records_min: 5}
 audit: audit
 """,
@@ -103,9 +104,9 @@ audit: audit
         for field in dataclasses.fields(one)
         if getattr(one, field.name) == getattr(other, field.name)
     ]
-    # `added` is found out about the topics (cluster/growth.py), not set; `pseudonym` is revealed
-    # for who decodes only (tests/test_pseudonyms.py).
-    named = [".name", ".topics", ".added", ".pseudonym"]
+    # `partitions` and `added` are found out about the topics (cluster/deployment.py), not set;
+    # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py).
+    named = [".name", ".topics", ".partitions", ".added", ".pseudonym"]
     fields = ("values", "key", "time", "words", "id", "label")  # each is set somewhere here
     assert same == [*named, *(f"record.{field}" for field in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms

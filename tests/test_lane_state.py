@@ -68,7 +68,7 @@ def test_the_first_snapshot_says_where_a_state_began() -> None:
         live(there, detector, log=Mortal(there.log, chance.randrange(30, 40), done=True))
     assert there.snapshots()
     stands = there.commits(detector)
-    stored = checkpoint.newest(there.store, "d", 0, "4:1", {p: c.offset for p, c in stands.items()})
+    stored = checkpoint.newest(there.store, "d", 0, "5:1", {p: c.offset for p, c in stands.items()})
     assert stored is not None
     for partition, offset in stored.offsets.items():
         there.broker.delete_records(partition, offset)
@@ -87,7 +87,7 @@ def test_a_replay_is_bounded_in_records_where_time_is_long() -> None:
         with pytest.raises(Killed):
             live(there, detector, log=Mortal(there.log, life, done=True))
         stands = {p: c.offset for p, c in there.commits(detector).items()}
-        stored = checkpoint.newest(there.store, "d", 0, "4:1", stands)
+        stored = checkpoint.newest(there.store, "d", 0, "5:1", stands)
         assert stored is not None
         # Half of `replay_max`, and what was in flight or gathered when it was reached.
         assert sum(stands.values()) - sum(stored.offsets.values()) <= 2_000 + 6 * 200

@@ -65,7 +65,8 @@ def _lines(found: Any) -> list[str]:
     return [
         f"{found['records']:,} records of {found['keys']:,} keys, scored by {found['model']}",
         f"{found['alerts']:,} alerts"
-        + (f", written to {found['alerts_output']}" if found["alerts_output"] else ""),
+        + (f", written to {found['alerts_output']}" if found["alerts_output"] else "")
+        + (f"; held back by per_day: {found['held']:,}" if found["held"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
         *_labels(**found["labels"]),
         f"scores are in {found['output']}",

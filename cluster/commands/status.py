@@ -196,6 +196,20 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"records  {shown('alerts', 'scored_today')} scored today, "
         f"{shown('alerts', 'rejects_today')} rejected",
     ]
+    for each in found.get("detectors") or []:
+        if each.get("nominal"):
+            said.append(f"  {each.get('name')}: {_calibrated(each)}")
     for each in (found.get("incidents") or [])[:10]:
         said.append(f"  {each.get('detector')} {each.get('key')}: {each.get('what')}")
     return said
+
+
+def _calibrated(detector: Mapping[str, Any]) -> str:
+    """How a detector keeps its promise; a dash where too few records came to tell."""
+    said = [
+        f"p <= {each['p']:g}: {'-' if each['ratio'] is None else format(each['ratio'], '.2f')}"
+        for each in detector["nominal"]
+    ]
+    words = f"{', '.join(said)} of nominal, {detector['judged_records']:,} records"
+    held = detector.get("held")
+    return words if held is None else f"{words}; held back by per_day: {held:,}"
