@@ -29,7 +29,7 @@ from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
-from raywatch.actors.records import Records, RecordSpec, Reject
+from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject
 from raywatch.actors.scan import hash_column, iso_column
 from raywatch.models.errors import ConfigError
 from raywatch.models.scorer import F64, I32, I64, U8
@@ -122,12 +122,12 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed += [name for name in spec.pseudonymise if name not in fixed]
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
-    lost = [word for word in spec.words if word not in names]
-    found = any(name in names for name in (*spec.words, *spec.values))
+    lost = [text for text in spec.texts if text not in names]
+    found = any(name in names for name in (*spec.texts, *spec.values))
     if lost and not (found and _kind(path) == "lines"):
         raise _no_column(lost[0], names, path)
     values = expand(spec.values, known, aside=fixed, path=path)
-    for name in (*fixed, *values, *spec.words):
+    for name in (*fixed, *values, *spec.texts):
         if names.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
     return replace(spec, values=values)
@@ -285,7 +285,7 @@ def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.Reco
 
 
 def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    fields = [name for name in (spec.key, spec.time, *spec.values, *spec.words) if name is not None]
+    fields = [name for name in (spec.key, spec.time, *spec.values, *spec.texts) if name is not None]
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
         if block.num_rows > 0:
@@ -310,9 +310,9 @@ class _Rows:
         rows = np.arange(self.first, self.first + count)
         text, begin, size = self._key()
         time_ms = rows if self.spec.time is None else self._time(self.spec.time)
-        text, words, word_begin, word_size = self._words(text)
+        text, words, word_begin, word_size = self._texts(text)
         values = self._values((words != 0).any(axis=1))
-        word_size[:, [name in self.spec.pseudonymise for name in self.spec.words]] = 0
+        word_size[:, self.spec.hidden] = 0
         records = Records(
             partition=np.zeros(count, np.int32),
             offset=rows,
@@ -363,15 +363,16 @@ class _Rows:
         self._reject(np.logical_not((exact >= 0.0) & (exact <= TIME_MAX_MS)), "bad time", name)
         return np.floor(np.where(self.good, exact, 0.0)).astype(np.int64)
 
-    def _words(self, text: U8) -> tuple[U8, I64, I64, I32]:
-        """Words of each row: the text with theirs behind it, hashes, begin, size."""
-        shape = (self.block.num_rows, len(self.spec.words))
+    def _texts(self, text: U8) -> tuple[U8, I64, I64, I32]:
+        """Texts of each row: what the key lies in with theirs behind it, hashes, begin, size."""
+        shape = (self.block.num_rows, len(self.spec.texts))
         words, begin = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         size, parts, end = np.zeros(shape, np.int32), [text], text.shape[0]
-        for word, name in enumerate(self.spec.words):
+        line = len(self.spec.words) if self.spec.message is not None else -1
+        for word, name in enumerate(self.spec.texts):
             column = self._column(name)
-            if not _is_word(column):
-                raise _no_use(name, column, "a word")
+            if not (_is_line if word == line else _is_word)(column):
+                raise _no_use(name, column, "a line" if word == line else "a word")
             part, at, long = _text_of(column, name)
             hashed = np.empty(shape[0], np.int64)
             hash_column(part.ctypes.data, at, long, hashed)
@@ -379,6 +380,9 @@ class _Rows:
             words[:, word], begin[:, word], size[:, word] = hashed, at + (end - first), long
             parts.append(part[first:last])
             end += last - first
+            if word == line:
+                self._reject(long == 0, "missing field", name)
+                np.minimum(long, LINE_BYTES_MAX, out=size[:, word], casting="same_kind")
         return (np.concatenate(parts) if shape[1] else text), words, begin, size
 
     def _values(self, worded: MASK) -> F64:
@@ -389,7 +393,7 @@ class _Rows:
             self._reject(wrong, "wrong type", name)
             self._reject(np.isinf(values[:, channel]), "not finite", name)
         nothing = np.all(np.isnan(values), axis=1) & ~worded
-        self._reject(nothing, "missing field", *self.spec.values, *self.spec.words)
+        self._reject(nothing, "missing field", *self.spec.values, *self.spec.texts)
         return values
 
 
@@ -404,6 +408,10 @@ def _is_text(column: pa.Array) -> bool:
 def _is_word(column: pa.Array) -> bool:
     kinds, types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null), column.type
     return _is_text(column) or any(is_kind(types) for is_kind in kinds)
+
+
+def _is_line(column: pa.Array) -> bool:
+    return _is_text(column) or pa.types.is_null(column.type)
 
 
 def _text_of(column: pa.Array, name: str) -> tuple[U8, I64, I64]:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from raywatch.models.scorer import F64, I32, I64, U8
 
 
+LINE_BYTES_MAX = 16_384  # of a line that are looked at: what lies behind them is not read
+
+
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
     """Which fields of a record are what. Fields are top-level names of a JSON object."""
@@ -28,7 +31,21 @@ class RecordSpec:
     # Fields that must not leave in the clear: the key becomes a pseudonym (pseudonyms.py), and
     # rejects show no value of any field, as what could not be read may stand anywhere.
     pseudonymise: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()  # W categories: strings, integers or booleans; see decode.py
+    words: tuple[str, ...] = ()  # categories: strings, integers or booleans; see decode.py
+    message: str | None = None  # a log line: a string that is not empty
+    session: str | None = None  # what lines belong to together: read as a word is
+    session_idle_ms: int = 60_000  # silence that ends a session
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """W fields that are kept as text and hash: words, then the line, then its session."""
+        return (*self.words, *(name for name in (self.message, self.session) if name is not None))
+
+    @property
+    def hidden(self) -> tuple[bool, ...]:
+        """(W,) whether a text goes once it is hashed. Disguised lines stay: they are still read."""
+        line = len(self.words) if self.message is not None else -1
+        return tuple(n in self.pseudonymise and at != line for at, n in enumerate(self.texts))
 
     @property
     def pseudonymous(self) -> bool:
@@ -69,9 +86,9 @@ class Records:
 
     Record i has key `text[key_begin[i] : key_begin[i] + key_size[i]]`. A channel that is null or
     absent while another field of the record is present is NaN (missing), such a word is 0; a record
-    without any channel or word is a reject. Word w of record i, where its size is not 0, was
+    without any channel or word, or without its line, is a reject. Text w of record i, where its size is not 0, was
     `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those that must not be
-    shown are 0.
+    shown are 0; of a line at most LINE_BYTES_MAX bytes count.
     """
 
     partition: I32  # (N,) index into the lane's tuple

@@ -59,8 +59,8 @@ class DetectorSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What an alert can be about: channels, then words."""
-        return (*self.record.values, *self.record.words)
+        """What an alert can be about: channels, then texts."""
+        return (*self.record.values, *self.record.texts)
 
     @property
     def lane_prefix(self) -> str:

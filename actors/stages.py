@@ -17,6 +17,8 @@ from raywatch.actors.alerts import Shown
 from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Flow, Part
 from raywatch.actors.keys import Gone
+from raywatch.actors.log_stage import LogsFlow
+from raywatch.actors.log_words import WITHHELD
 from raywatch.actors.ports import Partition
 from raywatch.actors.records import Records
 from raywatch.actors.spec import DetectorSpec
@@ -27,8 +29,6 @@ from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
 from raywatch.models.network import BUDGET, COMPONENTS, WARM, Network
 from raywatch.models.scorer import F32, F64, I32, I64, ModelSpec, Scores
-
-WITHHELD = "(withheld)"  # stands for a word of `record.pseudonymise`
 
 
 def flow_of(
@@ -44,8 +44,7 @@ def flow_of(
             f"`{model.version}` cannot score `{spec.name}`, whose `model` is `{spec.model}`",
             hint="signal classes are not rolled out: change `model` and start the service anew",
         )
-    made = NetworkFlow if spec.stage == "network" else Flow
-    return made(spec, partitions, model, evidence=evidence)
+    return MADE.get(spec.stage, Flow)(spec, partitions, model, evidence=evidence)
 
 
 class NetworkFlow(Flow):
@@ -152,3 +151,6 @@ class NetworkFlow(Flow):
         """A sketch is of the columns by name: with another one it means nothing."""
         columns = repr((self.spec.record.values, self.spec.record.words)).encode()
         return f"{super().layout()}:network:{zlib.crc32(columns):08x}:{self.model.version}"
+
+
+MADE: dict[str, type[Flow]] = {"logs": LogsFlow, "network": NetworkFlow}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from raywatch.models.scorer import F32, F64, I64
+from raywatch.models.scorer import F32, F64, I64, U8
 
 GATE_DECAY = 0.5 ** (1.0 / 20.0)
 KEEP = 10.0  # An incident whose p wavers around the line is one incident, not many.
@@ -62,6 +62,17 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """M sessions that ended."""
+
+    index: I64  # (M,) of the record that noticed it, in grouped order
+    session: U8  # (M, bytes) beginning of its id, zeros behind it; nothing where it is withheld
+    records: I64  # (M,) that it had
+    score: F32  # (M,) >= 0, larger is stranger
+    p: F64  # (M,) tail probability among the sessions of the key that ended before
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """What became of N records, in grouped order."""
 
@@ -71,6 +82,7 @@ class Decided:
     episodes: list[Episode]  # by index
     # (N, C) sum of what components say of each channel (judging.py); None: was not asked for
     evidence: F64 | None = None
+    ended: Ended | None = None  # None: records have no sessions
 
 
 @njit(cache=True, nogil=True)

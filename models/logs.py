@@ -95,6 +95,7 @@ class Seen(NamedTuple):
     before: I64  # (N,) lines of the key before it
     code: U64  # (N,) the template it goes by
     why: F64  # (N, log_lines.WHY)
+    early: F64  # (N,) see log_sessions.follow; NaN without sessions
     said: Out
     ends: Ends  # the M sessions that ended; NOTICED is the record of the batch
 
@@ -178,7 +179,9 @@ class Logs:
             ended[ended >= 0] += done
             done += new
         kept = Ends(*(each[:done].copy() for each in ends))
-        return Seen(before, code, why, said._replace(end_rare=said.end_rare[:done].copy()), kept)
+        early = strange[:, -1] if self._sessions else np.full(count, np.nan)
+        said = said._replace(end_rare=said.end_rare[:done].copy())
+        return Seen(before, code, why, early, said, kept)
 
     def _pieces(self, count: int, gone: tuple[I64, I64]) -> Iterator[slice]:
         """Records between two that displaced keys; rows of these keys come back in between."""
