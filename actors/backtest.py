@@ -220,7 +220,10 @@ def _sessions(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
         width = found.session.shape[1]
         names = found.session.reshape(-1).view(f"S{width}").tolist()
         texts = [name.decode("utf-8", "replace") or None for name in names]
-        parts = [pa.array(texts, pa.string()), *map(pa.array, (found.records, found.score, found.p))]
+        parts = [
+            pa.array(texts, pa.string()),
+            *map(pa.array, (found.records, found.score, found.p)),
+        ]
     whole = np.zeros(valid.shape[0], np.int64)
     whole[valid] = count
     offsets = pa.array(np.concatenate(([0], np.cumsum(whole))).astype(np.int32))

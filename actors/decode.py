@@ -7,7 +7,8 @@ bytes: which of them read a record cannot be seen from the result.
 What counts: numbers are JSON numbers (true is none, "12" is none), rounded to float64; a key is a
 string or an integer, which stands for its decimal text; a time is a number of epoch milliseconds,
 cut to whole ones, or ISO 8601 text. A word is a string, an integer (its decimal text), or `true` or
-`false` (that text); an empty one is missing. A line is a string that is not empty. A name that occurs twice means its last value.
+`false` (that text); an empty one is missing. A line is a string that is not
+empty. A name that occurs twice means its last value.
 """
 
 import json

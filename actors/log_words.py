@@ -96,7 +96,9 @@ class Words:
         end = int(self._seen.said.ended[at])
         row = self._seen.ends.row[end].tolist()
         head = said(self._seen.ends.head[end])
-        kind = f"like `{printable(template_of(head).encode())}`" if head else "of its strangest kind"
+        kind = (
+            f"like `{printable(template_of(head).encode())}`" if head else "of its strangest kind"
+        )
         low, high = (row[each] for each in (log_sessions.LOW, log_sessions.HIGH))
         usual = _counts(low, high) if low >= 0 else "unknown"
         return (

@@ -1,7 +1,6 @@
 """Numbers, times and names as a sentence has them."""
 
 import base64
-import math
 from datetime import UTC, datetime
 
 from raywatch.actors.grammar import TIME_MAX_MS

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from raywatch.models.scorer import F64, I32, I64, U8
 
-
 LINE_BYTES_MAX = 16_384  # of a line that are looked at: what lies behind them is not read
 
 
@@ -86,9 +85,9 @@ class Records:
 
     Record i has key `text[key_begin[i] : key_begin[i] + key_size[i]]`. A channel that is null or
     absent while another field of the record is present is NaN (missing), such a word is 0; a record
-    without any channel or word, or without its line, is a reject. Text w of record i, where its size is not 0, was
-    `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those that must not be
-    shown are 0; of a line at most LINE_BYTES_MAX bytes count.
+    without any channel or word, or without its line, is a reject. Text w of record i, where its
+    size is not 0, was `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those
+    that must not be shown are 0; of a line at most LINE_BYTES_MAX bytes count.
     """
 
     partition: I32  # (N,) index into the lane's tuple

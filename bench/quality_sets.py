@@ -30,6 +30,8 @@ NEEDS = {  # what each part of the report reads
     "asd": ("asd.npz", "interpretation_label"),
     "injections": ("smd.npz", "asd.npz"),
     "alarms": ("smd.npz", "asd.npz"),
+    "loghub": ("loghub_2k",),
+    "hdfs": ("hdfs/normal_sessions.txt", "hdfs/abnormal_sessions.txt"),
     "nsl_kdd": ("nsl_kdd.parquet",),
     "smtp": ("smtp.npz",),
 }

@@ -83,7 +83,9 @@ def gib(size: int) -> str:
 def key_bytes(spec: DetectorSpec) -> int:
     """State of one key: what a slot takes."""
     if spec.stage:
-        return KEY_BYTES + ARENA_FACTOR * spec.record.key_bytes_max + following.KEY_BYTES + ROW_BYTES
+        return (
+            KEY_BYTES + ARENA_FACTOR * spec.record.key_bytes_max + following.KEY_BYTES + ROW_BYTES
+        )
     channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
     text = ARENA_FACTOR * spec.record.key_bytes_max
     return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel

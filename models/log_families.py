@@ -8,8 +8,8 @@ then on new templates in it go by its id, and so do those of a family that is a 
 Ids that were given stay: a template known before its family opened keeps its own until it is
 forgotten.
 
-Bounded: FAMILIES rows a key, the longest unused is forgotten (log_shelf.py). Two bare words that vary
-at once open no family.
+Bounded: FAMILIES rows a key, the longest unused is forgotten (log_shelf.py). Two bare words that
+vary at once open no family.
 """
 
 import numpy as np
@@ -46,7 +46,9 @@ def resolve(
         now: the key's count of lines.
         known: (S, R) ids of the key's templates.
         known_stamp: (S, R), see log_shelf.py.
-        family: (S, FAMILIES), this and what follows is the state.
+        family: (S, FAMILIES) ids, this and what follows is the state.
+        family_stamp: (S, FAMILIES), see log_shelf.py.
+        met: (S, FAMILIES) new templates that counted for each.
     """
     chosen, most = code, OPEN - 1
     for each in families:

@@ -119,7 +119,7 @@ def _news(news: I64, now: int) -> float:
 
 @njit(cache=True, nogil=True)
 def _visit(mean: float, variance: float, count: float, value: float) -> tuple[float, float, float]:
-    """Deviation of a value from a running mean, and mean and variance with it; count >= 0 before."""
+    """Deviation of a value from a running mean of `count` values; mean and variance with it."""
     if count == 0.0:
         return 0.0, value, 0.0
     deviation = math.sqrt(variance + FLOOR * FLOOR)

@@ -276,9 +276,7 @@ def follow(
         if ids[n] == 0:
             continue
         # After the sweep, which may have ended this very session.
-        row, done, new = _place(
-            state, slot, time_ms[n], np.uint64(ids[n]), idle_ms, n, done, ends
-        )
+        row, done, new = _place(state, slot, time_ms[n], np.uint64(ids[n]), idle_ms, n, done, ends)
         if new:
             _copy(texts.text, texts.id_begin[n], texts.id_size[n], state.session_id[slot, row])
         t, unseen = _kind_of(state.kind[slot], codes[n])

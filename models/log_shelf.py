@@ -33,9 +33,8 @@ def mix(a: np.uint64, b: np.uint64) -> np.uint64:
 def find(codes: U64, stamps: I64, slot: int, code: np.uint64) -> tuple[int, bool]:
     """The row of a code, and whether it was there; if not, the row it has to take. Changes nothing.
 
-    Args:
-        codes: (S, R), 0 where free. R / WAYS is a power of two.
-        stamps: (S, R), when each code was last looked for.
+    `codes`: (S, R), 0 where free; R / WAYS is a power of two. `stamps`: (S, R), when each code was
+    last looked for.
     """
     sets = codes.shape[1] // WAYS
     first = int(code & np.uint64(sets - 1)) * WAYS

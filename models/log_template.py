@@ -287,7 +287,7 @@ def _term(piece: np.uint64, place: int) -> np.uint64:
 def _hash(line: U8, pieces: I32, count: int, family: U64) -> np.uint64:
     """Id of a template, never 0: a sum of terms, so that one word can be taken out of it.
 
-    Fills `family` with the ids the template would have with each of its words but the first a value.
+    Fills `family` with the ids it would have with each of its words but the first a value.
     """
     code = np.uint64(0)
     found = -1
