@@ -241,7 +241,7 @@ def look(
     pair, pair_stamp, pair_count, ordinal, before, news, pace, total = state[8:]
     for n in range(slots.shape[0]):
         slot, this, reason = slots[n], strange[n], why[n]
-        now = ordinal[slot] + 1
+        now = int(ordinal[slot]) + 1
         ordinal[slot], age[n] = now, now - 1
         reason[:] = 0.0
         row, known = find(code, stamp, slot, codes[n])
@@ -254,7 +254,7 @@ def look(
         if known:
             count = cell[COUNT] * FADE ** (now - stamp[slot, row])
             gap = max(float(time_ms[n] - last_ms[slot, row]), 0.0)
-            this[RARE] = _rarity(count, total[slot])
+            this[RARE] = _rarity(count, float(total[slot]))
             reason[SHARE] = count / total[slot]
         else:
             code[slot, row] = codes[n]
@@ -267,7 +267,7 @@ def look(
         if before[slot] != 0:
             this[STEP] = _order(
                 code, stamp, stat, pair, pair_stamp, pair_count, news[slot, NEW_PAIRS], slot, now,
-                before[slot], codes[n], known, reason,
+                np.uint64(before[slot]), codes[n], known, reason,
             )  # fmt: skip
         before[slot] = codes[n]
         this[PAUSE] = max(_quiet(pace[slot], float(time_ms[n]), now, reason), 0.0)

@@ -49,7 +49,7 @@ HEAD_BYTES = 120  # of the first line of a kind, likewise
 
 STEPS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 33, 65)  # counts of one step are alike: 5 is as 6, 17 as 32
 BINS = len(STEPS) + 1
-_BIN = np.searchsorted(np.array(STEPS), np.arange(256), side="right").astype(np.uint8)
+_BIN = np.searchsorted(np.array(STEPS), np.arange(256), side="right").astype(np.int64)
 
 TOTAL, LINE, ODD = range(3)
 NOTICED, ID, KIND, COUNT, RECORDS, LOW, HIGH = range(7)  # columns of an end
@@ -129,7 +129,7 @@ def _close(counts: U8, past: F64, sums: F64, usual: I64) -> tuple[float, int]:
     """
     worst, which, total = 0.0, 0, 0.0
     for t in range(KINDS):
-        rarity = _rarity(past[t], sums[TOTAL], _BIN[counts[t]])
+        rarity = _rarity(past[t], sums[TOTAL], int(_BIN[counts[t]]))
         total += rarity
         if rarity > worst:
             worst, which = rarity, t
@@ -288,5 +288,5 @@ def follow(
         state.records[slot, row] += 1
         state.stamp[slot, row] = state.ordinal[slot]
         state.last_ms[slot, row] = max(state.last_ms[slot, row], time_ms[n])
-        early[n] = _often(state.past[slot, t], state.sums[slot, TOTAL], _BIN[counts[t]])
+        early[n] = _often(state.past[slot, t], state.sums[slot, TOTAL], int(_BIN[counts[t]]))
     return done

@@ -187,7 +187,7 @@ def _piece_end(line: U8, begin: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _empty(opened: int, closed: int) -> bool:
+def _empty(opened: np.uint8, closed: np.uint8) -> bool:
     # No generator: numba does not know any().
     found = False
     for pair in _OPEN_CLOSE:
@@ -201,7 +201,7 @@ def _pieces_of(line: U8, begin: int, end: int, pieces: I32, count: int) -> int:
     low, high = _core(line, begin, end)
     whole = _whole_value(line, low, high)
     at = begin
-    last = 0
+    last = np.uint8(0)
     while at < end and count + 2 < TOKENS:
         if whole and at == low:
             stop, kind = high, VALUE
@@ -222,7 +222,7 @@ def _pieces_of(line: U8, begin: int, end: int, pieces: I32, count: int) -> int:
             kind = VALUE if last == 61 or _piece_value(line, at, stop) else WORD
         pieces[count, 0], pieces[count, 1], pieces[count, 2] = at, stop, kind
         count += 1
-        last = line[at] if kind == MARK else 0
+        last = line[at] if kind == MARK else np.uint8(0)
         at = stop
     return count
 

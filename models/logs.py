@@ -163,7 +163,7 @@ class Logs:
                 slots, batch.time_ms[part], code[part], family[part], values[part], lines,
                 before[part], strange[part], why[part],
             )  # fmt: skip
-            new, rest = 0, Ends(*(each[done:] for each in ends))
+            new, rest = 0, _cut(ends, slice(done, None))
             if self._sessions:
                 new = log_sessions.follow(
                     slots, batch.time_ms[part], batch.session[part], code[part], texts,
@@ -172,16 +172,15 @@ class Logs:
                 )  # fmt: skip
             log_judging.judge(
                 slots, before[part], strange[part], rest, new, texts, judged, self._rule,
-                Out(*(each[part] for each in said[:-1]), said.end_rare[done:]),
+                _cut(said, part)._replace(end_rare=said.end_rare[done:]),
             )  # fmt: skip
             rest.row[:new, log_sessions.NOTICED] += part.start
             ended = said.ended[part]
             ended[ended >= 0] += done
             done += new
-        kept = Ends(*(each[:done].copy() for each in ends))
         early = strange[:, -1] if self._sessions else np.full(count, np.nan)
-        said = said._replace(end_rare=said.end_rare[:done].copy())
-        return Seen(before, code, why, early, said, kept)
+        said = said._replace(end_rare=said.end_rare[:done])
+        return Seen(before, code, why, early, said, _cut(ends, slice(done)))
 
     def _pieces(self, count: int, gone: tuple[I64, I64]) -> Iterator[slice]:
         """Records between two that displaced keys; rows of these keys come back in between."""
@@ -217,8 +216,10 @@ class Logs:
         table[slots] = 0
 
     def _texts(self, batch: Batch, part: slice) -> Texts:
-        places = batch.line_begin, batch.line_size, batch.id_begin, batch.id_size
-        return Texts(batch.text, *(each[part] for each in places), self._keep)
+        return Texts(
+            batch.text, batch.line_begin[part], batch.line_size[part], batch.id_begin[part],
+            batch.id_size[part], self._keep,
+        )  # fmt: skip
 
     def _state(self, kind: Any, prefix: str) -> Any:
         """The arrays of one kernel."""
@@ -256,12 +257,17 @@ class Logs:
             self._arrays[name] = fresh
 
 
+def _cut(given: Any, part: slice) -> Any:
+    """The same arrays, of some records."""
+    return type(given)(*(each[part] for each in given))
+
+
 def _fixed(batch: Batch) -> Batch:
     """The same, as kernels are compiled for it: the text read-only, the rest contiguous."""
     text = batch.text.view()
     text.flags.writeable = False
-    rest = batch._replace(text=np.zeros(0, np.uint8))
-    return Batch(*(np.require(each, each.dtype, ["C", "W"]) for each in rest))._replace(text=text)
+    rest: Any = batch._replace(text=np.zeros(0, np.uint8))
+    return Batch(*(np.require(each, None, ["C", "W"]) for each in rest))._replace(text=text)
 
 
 def _room(ends: int) -> Ends:
