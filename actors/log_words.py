@@ -50,9 +50,10 @@ class Words:
         """What is shown of a record whose line and session these are.
 
         Where an ended session `fired`, it is that session and the kind of line that is strangest.
+        Where nothing did (""), the incident ends, and nothing is told of what was usual.
         """
-        names = [fired, *(name for name, _ in self.reasons(at) if name != fired)]
-        expected = tuple((name, self._expected(name, at)) for name in names if name)
+        names = [fired, *(name for name, _ in self.reasons(at) if name != fired)] if fired else []
+        expected = tuple((name, self._expected(name, at)) for name in names)
         if fired == "session":
             end = int(self._seen.said.ended[at])
             raw = said(self._seen.ends.head[end])

@@ -260,7 +260,7 @@ def follow(
         idle_ms: silence that ends a session.
         state: of all services.
         early: out, element n: how few past sessions had this kind so often, said while the session
-            runs; NaN for a record without a session.
+            runs; NaN for a record without a session, and while the population is young.
         ends: out, M >= ENDS_MAX * N is enough.
 
     Returns:
@@ -288,5 +288,6 @@ def follow(
         state.records[slot, row] += 1
         state.stamp[slot, row] = state.ordinal[slot]
         state.last_ms[slot, row] = max(state.last_ms[slot, row], time_ms[n])
-        early[n] = _often(state.past[slot, t], state.sums[slot, TOTAL], int(_BIN[counts[t]]))
+        if state.sums[slot, TOTAL] >= YOUNG:
+            early[n] = _often(state.past[slot, t], state.sums[slot, TOTAL], int(_BIN[counts[t]]))
     return done

@@ -40,6 +40,7 @@ def _judged(sessions: bool) -> Layout:
     return {
         "calibration": ((rows, calibrate.COLUMNS), np.float64),
         "session": ((1, calibrate.COLUMNS), np.float64),
+        "rushing": ((), np.uint8),
         "promise": ((promise.COLUMNS,), np.float64),
         "head": ((log_sessions.HEAD_BYTES,), np.uint8),
     }
