@@ -23,7 +23,6 @@ from raywatch.models.log_lines import RUSH
 from raywatch.models.log_sessions import HEAD_BYTES, NOTICED, Ends, Texts
 from raywatch.models.scorer import F64, I32, I64, U8
 
-
 LOUD = 2.0  # -log10 p from which a line belongs to a rush
 
 

@@ -87,7 +87,8 @@ audit: audit
 """,
     ).replace(
         "{key: host,",
-        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], key: host,",
+        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], "
+        "session_idle_ms: 9, key: host,",
     )
     changed = load(write(tmp_path, text)).spec("hosts")
     default = load(write(tmp_path, SMALLEST)).spec("hosts")
@@ -105,7 +106,8 @@ audit: audit
     # `added` is found out about the topics (cluster/growth.py), not set; `pseudonym` is revealed
     # for who decodes only (tests/test_pseudonyms.py).
     named = [".name", ".topics", ".added", ".pseudonym"]
-    assert same == [*named, "record.values", "record.key", "record.time", "record.words"]
+    fields = ("values", "key", "time", "words", "message", "session")
+    assert same == [*named, *(f"record.{name}" for name in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
 
@@ -134,7 +136,11 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("[cpu, mem]", "[]", 5, "`values` is missing: name the fields with numbers", ""),
         ("[cpu, mem]", "[cpu], words: [a]", 3, "`record.words` is for `preset:network`", ""),
         ("values: [cpu, mem]", "words: [a]", 3, "`record.words` is for `preset:network`", ""),
-        ("lagbank", "preset:logs", 6, "`detectors.0.model`", ""),
+        ("lagbank", "preset:words", 6, "`detectors.0.model`", ""),
+        ("lagbank", "preset:logs", 3, "`record.message` is missing", ""),
+        ("values: [cpu, mem]", "message: m", 3, "`record.message` is for `preset:logs`", ""),
+        ("[cpu, mem]", "[cpu], message: m", 5, "`message` stands alone", ""),
+        ("[cpu, mem]", "[cpu], session: s", 5, "`session` needs `message`", ""),
     ],
 )
 def test_a_mistake_is_named_with_line_path_value_and_hint(
@@ -308,3 +314,17 @@ def test_a_signal_class_needs_no_numbers_and_its_silence_is_asked_for(tmp_path: 
     asked = load(write(tmp_path, text + "    missing: {intervals: 5}\n")).spec("hosts")
     assert asked.missing.enabled
     assert asked.missing.intervals == 5
+
+
+def test_log_lines_need_a_message_and_few_keys(tmp_path: Path) -> None:
+    text = SMALLEST.replace("values: [cpu, mem]", "message: msg, session: request").replace(
+        "lagbank", "preset:logs"
+    )
+    known = load(write(tmp_path, text)).spec("hosts")
+    assert (known.record.texts, known.columns) == (("msg", "request"), ("msg", "request"))
+    assert (known.stage, known.keys_max, known.missing.enabled) == ("logs", 2_000, False)
+    asked = load(write(tmp_path, text + "    keys_max: 100000\n")).spec("hosts")
+    assert asked.keys_max == 100_000
+    other = text.replace("preset:logs", "preset:network")
+    with pytest.raises(ConfigError, match="`record.message` is for `preset:logs`"):
+        load(write(tmp_path, other))

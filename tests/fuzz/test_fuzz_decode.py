@@ -39,6 +39,7 @@ SPECS = (
     RecordSpec(values=("x", "\u00e4"), key=None, time="t", ahead_max_ms=1_000),
     RecordSpec(values=("k", "x"), key="k", time="t"),  # one field is two things
     RecordSpec(values=("x",), words=("pad", "y"), key="k", time="t"),
+    RecordSpec(values=(), message="pad", session="y", key="k", time="t"),
 )
 Row = tuple[bytes, int, tuple[bytes, ...], tuple[int, ...]]  # values bit for bit, hashes of words
 ISO = re.compile(
@@ -112,8 +113,10 @@ def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
         numbers = [math.nan if each is None else float(each) for each in values]
     except OverflowError:
         raise Unlike from None
-    words = [record.get(name) for name in spec.words]
+    words = [record.get(name) for name in spec.texts]
     if any(type(each) not in (str, int, bool, type(None)) for each in words):
+        raise Unlike
+    if spec.message is not None and (not record.get(spec.message) or type(words[0]) is not str):
         raise Unlike
     texts = ["" if w is None else str(w).lower() if type(w) is bool else str(w) for w in words]
     if any(map(math.isinf, numbers)) or (all(map(math.isnan, numbers)) and not any(texts)):
