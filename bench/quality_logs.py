@@ -8,7 +8,7 @@ group holds all lines of one true template and no other (grouping accuracy). Ses
 in random order, a new one each 250 ms, their lines 400 ms apart, each kind a line of its own words;
 a session is strange by the `score` that `backtest` gives it when it ends. Found is what lies above
 the level that 1 % of the normal ones exceed. They come behind 1,000 normal ones, or with nothing
-before them and 3 % of them abnormal; three orders each.
+before them and 3 % of them abnormal; five orders each.
 """
 
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ from raywatch.models.settings import DecideSettings, MissingSettings
 
 FRONT = 1_000  # normal sessions that come first
 COLD = 0.03  # of the sessions are abnormal where none comes first
-ORDERS = 3
+ORDERS = 5
 BEGIN_MS, LINE_MS = 250, 400
 
 

@@ -1,8 +1,8 @@
 """Goal: log lines and sessions are judged by their key's past alone, the same however they travel.
 
 Method: a synthetic service whose requests have a fixed course, with a new line, a rush, a pause, a
-number and broken requests planted in it. The state is cut, interleaved, displaced and saved;
-then whole lanes on the embedded log, killed in mid-stream, and files through `backtest`; bits are
+number and broken requests planted in it. The state is cut, interleaved, displaced and saved; then
+whole lanes on the embedded log, killed in mid-stream, and files through `backtest`; bits are
 compared. Damage must be refused. Templates by themselves: test_templates.py.
 """
 

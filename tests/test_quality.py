@@ -92,6 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"100-{last}:2\n300-{last + 200}:1,3\n"
         )
     security(found)
+    logs(found)
     return found
 
 
@@ -105,6 +106,23 @@ def security(found: Path) -> None:
     columns |= {"41": np.where(attack, "flood", "normal"), "42": rng.integers(21, size=3_000)}
     pq.write_table(pa.table(columns), found / "nsl_kdd.parquet")
     np.savez(found / "smtp.npz", X=numbers[:, :3], y=attack.astype(int))
+
+
+def logs(found: Path) -> None:
+    """Lines of two kinds; sessions of which the abnormal ones lack most of their lines."""
+    (found / "loghub_2k").mkdir()
+    with (found / "loghub_2k" / "Two_2k.log_structured.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["LineId", "Content", "EventId"])
+        rows.writerows(
+            [n, f"{'opened' if n % 3 else 'shut'} door {n}", n % 3 > 0] for n in range(90)
+        )
+    (found / "hdfs").mkdir()
+    rng = np.random.default_rng(4)
+    usual = ["5 5 22 11 9" + " 26" * int(n) for n in rng.integers(1, 4, 1_200)]
+    for name, kinds in (("normal", usual), ("abnormal", ["5 7 7"] * 60)):
+        blocks = [f"blk_{n},{each}\n" for n, each in enumerate(kinds)]
+        (found / "hdfs" / f"{name}_sessions.txt").write_text("".join(blocks))
 
 
 def ran(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -129,6 +147,9 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert measured(text, "AUC of `score`") > 0.99
     assert measured(text, "of `flood` (200)") > 0.9
     assert "## Security: smtp" in text
+    assert measured(text, "grouping accuracy, mean over systems") == 1.0
+    assert measured(text, "found at 1 % false positives, worst order") == 1.0
+    assert measured(text, "at a cold start, 3 % abnormal, mean of orders") > 0.5
     assert 0.0 < measured(text, "VUS-PR, mean over series") < 1.1
     assert "| Perfect | 1.100 | 0 |" in text
     assert "| Useless | -0.100 | 1 |" in text
