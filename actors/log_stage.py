@@ -12,7 +12,7 @@ from raywatch.actors.alerts import Shown
 from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Flow, Part
 from raywatch.actors.keys import Gone
-from raywatch.actors.log_words import WITHHELD, Words, text_of
+from raywatch.actors.log_words import SESSION_MAX, WITHHELD, Words, text_of
 from raywatch.actors.records import Records
 from raywatch.models import incident, log_sessions, logs
 from raywatch.models.following import FIRED, INDEX, KIND, ORDINAL, SINCE, Following
@@ -113,7 +113,8 @@ class LogsFlow(Flow):
         texts = [WITHHELD if self._withheld else text_of(raw)]
         session = ""
         if self.spec.record.session is not None:
-            own = records.word(at, 1) or (WITHHELD if records.words[at, 1] else "")
+            own = text_of(records.word(at, 1).encode(), SESSION_MAX)
+            own = own or (WITHHELD if records.words[at, 1] else "")
             session = (self._words.session(at) or WITHHELD) if fired == "session" else own
             texts.append(session)
         line = self._words.line(at, raw, session, fired=fired)

@@ -17,20 +17,22 @@ from raywatch.models.logs import Seen
 from raywatch.models.scorer import F64
 
 WITHHELD = "(withheld)"  # stands for a text of `record.pseudonymise`
-TEXT_MAX = 500  # characters of a line, and of a template, in an alert
+TEXT_MAX = 400  # bytes of a line, and of a template, in an alert
+SESSION_MAX = 120  # and of the id of a session
 BAND = 3.0  # deviations
 NOTEWORTHY = 1.0  # -log10 p from which a component is spoken of
 
 
-def text_of(raw: bytes) -> str:
-    """A line in an alert."""
-    text = raw.decode("utf-8", "replace")
-    return text if len(text) <= TEXT_MAX else f"{text[: TEXT_MAX - 1]}…"
+def text_of(raw: bytes, most: int = TEXT_MAX) -> str:
+    """A text in an alert."""
+    if len(raw) <= most:
+        return raw.decode("utf-8", "replace")
+    return raw[:most].decode("utf-8", "ignore") + "…"
 
 
 def said(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
-    """A text that is kept with zeros behind it."""
-    return array.tobytes().rstrip(b"\0")
+    """A text that is kept with zeros behind it; half a character at its end is left out."""
+    return array.tobytes().rstrip(b"\0").decode("utf-8", "ignore").encode()
 
 
 class Words:

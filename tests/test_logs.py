@@ -3,7 +3,7 @@
 Method: a synthetic service whose requests have a fixed course, with a new line, a rush, a pause, a
 number and broken requests planted in it. The state is cut, interleaved, displaced and saved; then
 whole lanes on the embedded log, killed in mid-stream, and files through `backtest`; bits are
-compared. Damage must be refused. Templates by themselves: test_templates.py.
+compared. Damage must be refused. Templates by themselves: test_templates.py; memory: test_log_bounds.py.
 """
 
 import json
@@ -25,11 +25,9 @@ from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
-from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
 from raywatch.models import log_sessions, logs
 from raywatch.models.artifact import pack
 from raywatch.models.errors import ArtifactError, ConfigError
-from raywatch.models.following import KEY_BYTES
 from raywatch.models.logs import Logs
 from raywatch.models.registry import Registry, build, shipped
 from raywatch.models.scorer import describe
@@ -219,16 +217,6 @@ def test_a_state_that_cannot_be_is_refused(name: str, value: float) -> None:
         fresh().load(saved)
     with pytest.raises(ArtifactError):
         Logs(DecideSettings()).load(state.state())
-
-
-def test_memory_of_a_key_is_what_its_arrays_take() -> None:
-    for sessions in (False, True):
-        state = Logs(DecideSettings(), sessions=sessions)
-        state.ensure(1)
-        state.observe(part_of(BATCH, slice(1)), NOBODY)
-        saved = state.state()
-        del saved["row"]
-        assert sum(each.nbytes for each in saved.values()) == logs.key_bytes(sessions)
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -461,22 +449,6 @@ def test_a_signal_class_is_not_another_model(tmp_path: Path) -> None:
         flow_of(detector(), [], describe(build(shipped("network"))))
     with pytest.raises(ConfigError, match="cannot score `d`"):
         flow_of(detector(model="preset:network"), [], MODEL)
-
-
-def test_memory_is_a_sum_of_what_there_is() -> None:
-    flow = flow_of(detector(keys_max=5), [Partition("in", n) for n in range(3)], MODEL)
-    assert isinstance(flow, LogsFlow)
-    for record in (RECORD, replace(RECORD, session=None)):
-        few = detector(keys_max=5, record=record)
-        assert _sketches(few, 3) == 3 * 5 * logs.key_bytes(record.session is not None)
-    flow.following.ensure(10)
-    flow.logs.ensure(10)
-    by_slot = [*flow.following.state().values(), flow.logs.state()["row"]]
-    assert sum(each.nbytes for each in by_slot) == 10 * (KEY_BYTES + 4)
-    one, ten = (memory_bound(detector(keys_max=50), partitions=n, owners=1) for n in (1, 10))
-    assert ten.state - one.state >= 9 * 50 * logs.key_bytes(sessions=True)
-    assert ten.snapshot - one.snapshot >= 9 * 2 * 50 * logs.key_bytes(sessions=True)
-    assert key_bytes(detector()) < key_bytes(replace(detector(), model="lagbank"))
 
 
 def test_a_pool_holds_the_version_and_is_asked_nothing() -> None:
