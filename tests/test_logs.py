@@ -3,7 +3,7 @@
 Method: a synthetic service whose requests have a fixed course, with a new line, a rush, a pause, a
 number and broken requests planted in it. The state is cut, interleaved, displaced and saved; then
 whole lanes on the embedded log, killed in mid-stream, and files through `backtest`; bits are
-compared. Damage must be refused. Templates by themselves: test_templates.py; memory: test_log_bounds.py.
+compared. Damage must be refused. Templates: test_templates.py; memory: test_log_bounds.py.
 """
 
 import json
