@@ -153,7 +153,7 @@ class Logs:
         )
         rows = len(OF_LINES) + self._sessions
         before, why = np.empty(count, np.int64), np.empty((count, log_lines.WHY))
-        strange = np.empty((count, rows))
+        strange, early = np.empty((count, rows)), np.full(count, np.nan)
         ends, done = _room(ENDS_MAX * count if self._sessions else 0), 0
         said = _out(count, rows + self._sessions, ends.score.shape[0])
         for part in self._pieces(count, gone):
@@ -169,8 +169,9 @@ class Logs:
                 new = log_sessions.follow(
                     slots, batch.time_ms[part], batch.session[part], code[part], texts,
                     self._idle_ms, self._state(Sessions, "sessions"),
-                    strange[part, rows - 1], rest,
+                    early[part], rest,
                 )  # fmt: skip
+                strange[part, -1] = early[part]
             log_judging.judge(
                 slots, before[part], strange[part], rest, new, texts, judged, self._rule,
                 _cut(said, part)._replace(end_rare=said.end_rare[done:]),
@@ -179,7 +180,6 @@ class Logs:
             ended = said.ended[part]
             ended[ended >= 0] += done
             done += new
-        early = strange[:, -1] if self._sessions else np.full(count, np.nan)
         said = said._replace(end_rare=said.end_rare[:done])
         return Seen(before, code, why, early, said, _cut(ends, slice(done)))
 

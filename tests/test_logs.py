@@ -25,7 +25,7 @@ from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
-from raywatch.models import log_sessions, logs
+from raywatch.models import log_judging, log_lines, log_sessions, log_template, logs
 from raywatch.models.artifact import pack
 from raywatch.models.errors import ArtifactError, ConfigError
 from raywatch.models.logs import Logs
@@ -435,6 +435,20 @@ def test_a_key_that_is_forgotten_ends_its_incident() -> None:
     said = said_by(outs, keys_max=8, decide=decide)
     reasons = Counter(json.loads(each).get("reason", "") for each in said)
     assert reasons["key forgotten"] > 0
+
+
+def test_no_batch_waits_for_a_compiler() -> None:
+    some = (log_template.read, log_lines.look, log_sessions.follow, log_judging.judge)
+    for size in (0, 1, 2, 500):
+        fresh().observe(part_of(BATCH, slice(size)), NOBODY)
+        alone = Logs(DecideSettings())
+        alone.ensure(2)
+        alone.observe(part_of(BATCH, slice(size)), NOBODY)
+    frozen = BATCH._replace(time_ms=BATCH.time_ms.copy(), text=BATCH.text.copy())
+    frozen.time_ms.flags.writeable = False
+    fresh().observe(frozen, NOBODY)
+    for kernel in some:
+        assert len(kernel.signatures) == 1, kernel
 
 
 # ---- around it -------------------------------------------------------------------------------
