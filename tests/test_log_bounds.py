@@ -20,7 +20,8 @@ from test_logs import (
 )
 
 from raywatch.actors.alerts import from_episode
-from raywatch.actors.log_stage import LogsFlow
+from raywatch.actors.log_stage import NAMES, LogsFlow
+from raywatch.actors.log_words import Words
 from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.stages import flow_of
 from raywatch.cluster import memory
@@ -99,3 +100,43 @@ def test_a_record_on_its_way_takes_no_more_than_the_sum_says() -> None:
     read = (FAMILIES + VALUES) * 8  # what a line is read into
     # A session that ends began with a record of its own.
     assert sum(each.nbytes for each in of_records) / count + read + ends < logs.RECORD_BYTES
+
+
+def test_lines_of_any_kind_and_any_time_do_no_harm() -> None:
+    """More templates, pairs, kinds, sessions, records and digits than there is room for."""
+    rng, count = np.random.default_rng(7), 30_000
+    kinds = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(3_000)]
+    lines = [
+        f"{kinds[int(kind)]} {'9' * int(digits)} {kinds[int(kind) // 2]} -{digits}.{kind}e5"
+        for kind, digits in zip(
+            rng.integers(3_000, size=count), rng.integers(400, size=count), strict=True
+        )
+    ]
+    raw = [rng.bytes(int(size)) if size < 40 else line.encode()
+           for size, line in zip(rng.integers(400, size=count), lines, strict=True)]  # fmt: skip
+    size = np.array([len(each) for each in raw], np.int32)
+    begin = np.cumsum(size, dtype=np.int64) - size
+    session = np.where(rng.random(count) < 0.5, 7, rng.integers(0, 5_000, count))
+    time_ms = np.where(rng.random(count) < 0.1, rng.integers(0, 7_258_118_400_000, count), 10**12)
+    text = np.frombuffer(b"".join(raw), np.uint8)
+    none = np.zeros(count, np.int64)
+    batch = logs.Batch(
+        none.astype(np.int32), time_ms, text, begin, size, session, begin, np.minimum(size, 90)
+    )
+    state = fresh(1)
+    seen = state.observe(batch, NOBODY)
+    assert np.isfinite(seen.why).all()
+    out = seen.said
+    for each in (out.score, out.rare, out.said, out.end_rare, seen.ends.score):
+        assert np.isfinite(each).all()
+        assert (each >= 0.0).all()
+    assert len(seen.ends.row) > 4_000
+    assert seen.ends.row[:, log_sessions.RECORDS].max() <= log_sessions.RECORDS_MAX
+    for end in range(0, len(seen.ends.row), 100):
+        at = int(seen.ends.row[end, log_sessions.NOTICED])
+        words = Words(seen, NAMES, withheld=False)
+        assert words.line(at, raw[at], "", fired="session").expected
+    saved = state.state()
+    again = fresh(1)
+    again.load(saved)  # it is as sound as it looks
+    assert all(np.array_equal(saved[n], each) for n, each in again.state().items())
