@@ -52,6 +52,7 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
     text, begin, size = join(fetched.values, spec.bytes_max)
     found = _scanned(text, begin, size, spec)
+    text = np.concatenate((text, found.more)) if found.more.shape[0] else text
     if spec.key is None:
         text, key_begin, key_size = join(fetched.keys, spec.key_bytes_max)
         found.key_begin[:], found.key_size[:] = key_begin, key_size
@@ -117,6 +118,7 @@ def _scanned(text: U8, begin: I64, size: I64, spec: RecordSpec) -> Scanned:
         words=np.zeros((count, words), np.int64),
         word_begin=np.zeros((count, words), np.int64),
         word_size=np.zeros((count, words), np.int32),
+        more=np.zeros(0, np.uint8),
     )
 
 

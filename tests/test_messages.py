@@ -63,14 +63,19 @@ def test_the_scanner_and_the_full_parser_read_the_same_line(
         assert records.words[index].tolist() == [hash_of(line.encode()), hash_of(name.encode())]
 
 
-def test_a_plain_line_is_taken_by_the_scanner() -> None:
+def test_a_line_is_taken_by_the_scanner_with_its_escapes() -> None:
     fields = wanted("k", "t", (), ("m",))
     assert fields is not None
-    values = [b'{"k":"a","t":1,"m":"GET /a?b=1 \xc3\xa4"}', b'{"k":"a","t":1,"m":"say \\"hi\\""}']
+    lines = ["GET /a?b=1 ä", 'say "hi" \\ to\tall/\n\r\b\f', "\x00ü€\x7f", "x"]
+    values = [json.dumps({"k": "a", "t": 1, "m": line}).encode() for line in lines]
+    values.append(rb'{"k":"a","t":1,"m":"\/\u00E9\u20aC"}')
     text, begin, size = join(values, 1 << 20)
     found = scan(text, begin, size, fields, channels=0, key_bytes_max=32, words=1)
-    assert found.status.tolist() == [OK, 1]  # escapes go to the full parser
-    assert decoded(values).word(1, 0) == 'say "hi"'
+    assert found.status.tolist() == [OK] * 5
+    records = decoded(values)
+    assert [records.word(index, 0) for index in range(5)] == [*lines, "/é€"]
+    pair = decoded([rb'{"k":"a","t":1,"m":"\ud83d\ude00"}'])  # a pair of surrogates is parsed
+    assert pair.word(0, 0) == "\N{GRINNING FACE}"
 
 
 @pytest.mark.parametrize(
