@@ -7,14 +7,12 @@ of it.
 
 import math
 
-import numpy as np
-
 from raywatch.actors.alerts import Line
 from raywatch.actors.phrases import odds, printable, short, span_of
 from raywatch.models import log_lines, log_sessions
 from raywatch.models.log_template import template_of
 from raywatch.models.logs import Seen
-from raywatch.models.scorer import F64
+from raywatch.models.scorer import F64, U8
 
 WITHHELD = "(withheld)"  # stands for a text of `record.pseudonymise`
 TEXT_MAX = 400  # bytes of a line, and of a template, in an alert
@@ -30,7 +28,7 @@ def text_of(raw: bytes, most: int = TEXT_MAX) -> str:
     return raw[:most].decode("utf-8", "ignore") + "…"
 
 
-def said(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+def said(array: U8) -> bytes:
     """A text that is kept with zeros behind it; half a character at its end is left out."""
     return array.tobytes().rstrip(b"\0").decode("utf-8", "ignore").encode()
 

@@ -287,6 +287,22 @@ def test_a_broken_session_is_named_at_its_end_and_its_score_is_in_the_output(
     assert min(each["records"] for each in rows) == 8
 
 
+@pytest.mark.parametrize("good", [0, 3])
+def test_a_row_that_is_rejected_has_no_sessions(tmp_path: Path, good: int) -> None:
+    bad = json.dumps({**ROWS[0], "msg": 7}).encode()
+    table, alerts = backtested(tmp_path, [bad, *LINES[:good], bad])
+    assert table["ended"].to_pylist() == [None, *[[]] * good, None]
+    assert table["key"].to_pylist() == [None, *(row["service"] for row in ROWS[:good]), None]
+    assert alerts == []
+
+
+def test_a_new_key_that_finds_no_room_may_be_rejected(tmp_path: Path) -> None:
+    table, _ = backtested(tmp_path, keys_max=1, keys_full="reject")
+    first = ROWS[0]["service"]
+    mine = [row["service"] == first for row in ROWS]
+    assert [key is not None for key in table["key"].to_pylist()] == mine
+
+
 def test_sessions_are_not_needed(tmp_path: Path) -> None:
     table, alerts = backtested(tmp_path, record=replace(RECORD, session=None), evidence=True)
     assert "ended" not in table.column_names

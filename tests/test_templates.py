@@ -4,6 +4,7 @@ Method: lines that hypothesis makes, together, alone and in another order; lines
 lines without end. What it finds in real logs is measured by bench/quality_logs.py.
 """
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,35 @@ def test_a_template_is_a_function_of_its_line(some: list[bytes]) -> None:
             if one != other and ".." not in one + other and "--" not in one + other:
                 runs = [mark * 2 in one + other for mark in "*#_"]
                 assert any(runs) or id_one != id_other
+
+
+@pytest.mark.parametrize(
+    ("line", "template"),
+    [
+        (
+            "Failed password for root from 5.36.59.76 port 42393 ssh2",
+            "Failed password for <*> from <*> port <*>",
+        ),
+        (
+            "rts: bad header: type=3 (softheader=0b 1f)",
+            "rts : bad header : type = <*> ( softheader = <*> )",
+        ),
+        (
+            "Received block blk_-1608999687919862906 of size 91178 from /10.250.10.6",
+            "Received block <*> of size <*> from <*>",
+        ),
+        ("connection from 1.2.3.4 (host.example.org) at Mon", "connection from <*> ( <*> ) at <*>"),
+        ("opened for user cyrus by (uid=0)", "opened for user <*> by ( uid = <*> )"),
+        ("generating core.2275", "generating <*>"),
+        ("proxy started: Name: - Input:", "proxy started : Name : <*> Input :"),
+        ("a=1, mode=", "a = <*> , mode ="),
+        ("list () is empty", "list ( <*> ) is empty"),
+        ("1 2 3 4", "<*>"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_values_go_and_words_stay(line: str, template: str) -> None:
+    assert template_of(line.encode()) == template
 
 
 @settings(max_examples=100, deadline=None)
