@@ -31,6 +31,7 @@ NEEDS = {  # what each part of the report reads
     "injections": ("smd.npz", "asd.npz"),
     "alarms": ("smd.npz", "asd.npz"),
     "loghub": ("loghub_2k",),
+    "log_lines": (),
     "hdfs": ("hdfs/normal_sessions.txt", "hdfs/abnormal_sessions.txt"),
     "nsl_kdd": ("nsl_kdd.parquet",),
     "smtp": ("smtp.npz",),
