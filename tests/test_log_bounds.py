@@ -26,7 +26,7 @@ from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.stages import flow_of
 from raywatch.cluster import memory
 from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
-from raywatch.models import log_sessions, logs
+from raywatch.models import log_lines, log_sessions, logs
 from raywatch.models.following import KEY_BYTES
 from raywatch.models.incident import Episode
 from raywatch.models.log_template import FAMILIES, VALUES
@@ -140,3 +140,14 @@ def test_lines_of_any_kind_and_any_time_do_no_harm() -> None:
     again = fresh(1)
     again.load(saved)  # it is as sound as it looks
     assert all(np.array_equal(saved[n], each) for n, each in again.state().items())
+
+
+def test_a_late_line_waits_for_nothing_and_moves_no_clock() -> None:
+    at = np.r_[np.arange(20) * 1_000, 18_500, 20_000]
+    none = np.zeros(22, np.int64)
+    text, size = np.frombuffer(b"up", np.uint8), np.full(22, 2, np.int32)
+    state = Logs(DecideSettings())
+    state.ensure(1)
+    batch = logs.Batch(none.astype(np.int32), at, text, none, size, none, none, none.astype("i4"))
+    wait = state.observe(batch, NOBODY).why[:, log_lines.WAIT]
+    assert wait.tolist() == [0.0, *[1_000.0] * 19, 0.0, 1_000.0]

@@ -117,7 +117,9 @@ def told(seen: logs.Seen, begin: int = 0) -> list[Any]:
     prior = np.where((np.maximum(out.score, out.rare) >= 2.5)[:, None], out.prior, 0)
     row = seen.ends.row.copy()
     row[:, log_sessions.NOTICED] += begin
-    records = [seen.before, seen.code, seen.why, seen.early, out.score, out.rare, out.fired]
+    end = np.zeros(len(out.ended), np.int64)  # the session that each record speaks of
+    end[out.ended >= 0] = row[out.ended[out.ended >= 0], log_sessions.ID]
+    records = [seen.before, seen.code, seen.why, seen.early, out.score, out.rare, out.fired, end]
     ended = [row, seen.ends.session_id, seen.ends.head, seen.ends.score, out.end_rare]
     return [*records, out.said, prior, *ended]
 
@@ -133,7 +135,7 @@ def cut_into(size: int) -> list[Any]:
 
 
 WHOLE = cut_into(RECORDS)
-OF_RECORDS = 9  # arrays of WHOLE; the rest is of sessions
+OF_RECORDS = 10  # arrays of WHOLE; the rest is of sessions
 
 
 def assert_same(found: list[Any], expected: list[Any]) -> None:
