@@ -10,15 +10,13 @@ epoch and no run id: a retry writes the same bytes. Sent: `open`, then any `upda
 up to the record's own, and what the stretch that looked most alike had in their place.
 """
 
-import base64
 import json
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Literal, TypedDict, cast
 
-from raywatch.actors.grammar import TIME_MAX_MS
+from raywatch.actors.phrases import key_text, odds, printable, short, span_of, when
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Episode, Forgotten
@@ -37,8 +35,6 @@ Origin = tuple[Partition, int]  # the partition and offset of the record that ca
 DIGITS = 9  # Enough for every float32; beyond that lies only the noise of the last bits.
 WORDS_COLUMNS = 3  # Likewise, of records with many columns.
 WORDS_CHANNELS = 2  # Channels named in the sentence: more are read from `channels`.
-ODDS_MAX = 1e12  # Rarer than this is said as "less than": nobody has seen so many records.
-KEY_SHOWN = 80  # Characters of a key in the sentence.
 WINDOW = 64  # Values of a window.
 STEP_MS = 1_000  # Time between two values of a window where the key's own pace is not known.
 
@@ -57,6 +53,13 @@ NOTICED = {
     "burst": "a sudden run of records that look alike",
     "fraud": "a payment like those that were labelled as fraud",
     "customer_amount": "an unusual amount for this customer",
+    "rare": "a rare kind of line",
+    "step": "an unusual order of lines",
+    "pause": "an unusual pause",
+    "rush": "a rush of lines of one kind",
+    "number": "an unusual number in a line",
+    "early": "an unusual session, which still runs",
+    "session": "an unusual session",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
@@ -87,8 +90,20 @@ class Channel:
         return self.expected - self.spread, self.expected + self.spread
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The log line that an alert is about. None: withheld."""
+
+    text: str | None
+    template: str | None  # the text with `<*>` for its values
+    session: str | None  # "": it has none
+    expected: tuple[tuple[str, str], ...]  # component and what is usual, in a sentence
+
+
 class Shown(TypedDict, total=False):
     """What an alert may show beside the numbers of its episode."""
+
+    line: Line | None
 
     window: "Window | None"
     words: tuple[tuple[str, float], ...]  # of the words behind the channels: text, and `seen`
@@ -133,6 +148,7 @@ class Alert:
     similar_ms: int | None = None  # about when it looked most alike
     # components that call the channel that weighs most rare, rarest first, and -log10 p
     reasons: tuple[tuple[str, float], ...] = ()
+    line: Line | None = None
 
     @property
     def id(self) -> str:
@@ -146,7 +162,7 @@ class Alert:
 
     def to_json(self) -> bytes:
         """The value of the record in the alerts topic."""
-        text, encoding = _key_text(self.key)
+        text, encoding = key_text(self.key)
         fields: dict[str, object] = {
             "schema": SCHEMA,
             "id": self.id,
@@ -181,6 +197,8 @@ class Alert:
             fields["key_encoding"] = encoding
         if self.reason:
             fields["reason"] = self.reason
+        if self.line is not None:
+            fields["line"] = _line(self.line)
         body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return body.encode()
 
@@ -205,6 +223,7 @@ def from_episode(
     run_kind: RunKind | None = None,
     window: Window | None = None,
     words: tuple[tuple[str, float], ...] = (),
+    line: Line | None = None,
 ) -> Alert:
     """An anomaly alert.
 
@@ -218,6 +237,7 @@ def from_episode(
         run_kind: left out, `live`, and `replay` in a file: only `live` pages.
         window: the values that led up to it.
         words: see Shown.
+        line: of a record that is one.
     """
     names = spec.columns
     texts = [*[(None, math.nan)] * (len(names) - len(words)), *words]
@@ -256,6 +276,7 @@ def from_episode(
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
         window=window,
+        line=line,
     )
 
 
@@ -348,6 +369,16 @@ def _window(window: Window | None) -> dict[str, object] | None:
     }
 
 
+def _line(line: Line) -> dict[str, Any]:
+    expected = [{"component": name, "words": words} for name, words in line.expected]
+    return {
+        "text": line.text,
+        "template": line.template,
+        "session": line.session,
+        "expected": expected,
+    }
+
+
 def _channel(channel: Channel) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": channel.name,
@@ -370,14 +401,6 @@ def _number(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
-def _key_text(key: bytes) -> tuple[str, str]:
-    """A key as text, and its encoding where that is not UTF-8."""
-    try:
-        return key.decode(), ""
-    except UnicodeDecodeError:
-        return base64.b64encode(key).decode(), "base64"
-
-
 def _anomaly_words(alert: Alert) -> str:
     ranked = sorted(alert.channels, key=lambda channel: -channel.share)[:WORDS_CHANNELS]
     shown = [ranked[0], *(c for c in ranked[1:] if c.share >= 0.25)] if ranked else []
@@ -385,18 +408,20 @@ def _anomaly_words(alert: Alert) -> str:
         ranked = sorted(alert.channels, key=lambda channel: -channel.share)
         shown = [channel for channel in ranked[:WORDS_COLUMNS] if channel.share > 0.0]
     readings = " and ".join(_reading(channel) for channel in shown)
-    who = _shown(alert.key)
+    if alert.line is not None and alert.line.expected:
+        readings += f", {alert.line.expected[0][1]}"
+    who = printable(alert.key)
     if alert.reason == FORGOTTEN:
-        began = _when(alert.since_ms)
+        began = when(alert.since_ms)
         return f"{who}, strange since {began}, is forgotten: its partition holds too many keys."
     if alert.state == "resolved":
         end = f": {readings}." if readings else "."
-        return f"{who} is back to usual after {_span(alert.at_ms - alert.since_ms)}{end}"
+        return f"{who} is back to usual after {span_of(alert.at_ms - alert.since_ms)}{end}"
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
-    alike = "" if alert.similar_ms is None else f", last alike at {_when(alert.similar_ms)}"
-    again = f", worse {_span(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
+    alike = "" if alert.similar_ms is None else f", last alike at {when(alert.similar_ms)}"
+    again = f", worse {span_of(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
     return (
         f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
         f"this{alike}."
@@ -404,8 +429,8 @@ def _anomaly_words(alert: Alert) -> str:
 
 
 def _missing_words(alert: Alert) -> str:
-    who, since = _shown(alert.key), _when(alert.since_ms)
-    span = _span(alert.at_ms - alert.since_ms)
+    who, since = printable(alert.key), when(alert.since_ms)
+    span = span_of(alert.at_ms - alert.since_ms)
     if alert.reason == FORGOTTEN:
         return f"{who}, silent since {since}, is forgotten: its partition holds too many keys."
     if alert.state == "resolved":
@@ -416,62 +441,14 @@ def _missing_words(alert: Alert) -> str:
 def _reading(channel: Channel) -> str:
     if channel.word:
         new = ", never seen here" if channel.seen < 1.0 else ""
-        return f"{channel.name} is {_shown(channel.word.encode())}{new}"
+        return f"{channel.name} is {printable(channel.word.encode())}{new}"
     if math.isnan(channel.observed):
         return f"{channel.name} is missing"
     if math.isnan(channel.expected):
-        return f"{channel.name} is {_short(channel.observed)}"
+        return f"{channel.name} is {short(channel.observed)}"
     band = channel.band
     if band is None:
-        usual = f"about {_short(channel.expected)}"
+        usual = f"about {short(channel.expected)}"
     else:
-        usual = f"{_short(band[0])} to {_short(band[1])}"
-    return f"{channel.name} is {_short(channel.observed)}, expected {usual}"
-
-
-def _short(value: float) -> str:
-    """Four digits are what a tired reader compares."""
-    return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e9 else f"{value:.0f}"
-
-
-def odds(p: float) -> str:
-    """A probability as odds, e.g. "about 1 in 40 million"."""
-    if not p > 1.0 / ODDS_MAX:
-        return "fewer than 1 in a trillion"
-    one_in = float(f"{1.0 / p:.2g}")
-    for size, name in ((1e9, " billion"), (1e6, " million")):
-        if one_in >= size:
-            return f"about 1 in {one_in / size:.3g}{name}"
-    return f"about 1 in {one_in:,.0f}"
-
-
-def _span(ms: int) -> str:
-    """A length of time in its two largest units."""
-    seconds = abs(ms) // 1000
-    if seconds < 60:
-        return f"{abs(ms) / 1000:.3g} s"
-    for size, name, part, part_name in (
-        (86_400, "d", 3_600, "h"),
-        (3_600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if seconds >= size:
-            rest = seconds % size // part
-            return (
-                f"{seconds // size} {name} {rest} {part_name}"
-                if rest
-                else (f"{seconds // size} {name}")
-            )
-    raise AssertionError(ms)
-
-
-def _when(ms: int) -> str:
-    if not 0 <= ms <= TIME_MAX_MS:  # no record has such a time; a damaged state might
-        return f"{ms} ms"
-    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _shown(key: bytes) -> str:
-    """A key in a sentence: nothing in it may pass for a line or a colour of a terminal."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in _key_text(key)[0])
-    return text if len(text) <= KEY_SHOWN else f"{text[: KEY_SHOWN - 1]}…"
+        usual = f"{short(band[0])} to {short(band[1])}"
+    return f"{channel.name} is {short(channel.observed)}, expected {usual}"

@@ -39,6 +39,15 @@ SCHEMA = pa.schema(
         ("alert_id", pa.string()),
     ]
 )
+SESSIONS = "ended"  # column with a list for each record of a log: the sessions whose end it noticed
+SESSION = pa.struct(
+    [
+        ("session", pa.string()),
+        ("records", pa.int64()),
+        ("score", pa.float32()),
+        ("p_value", pa.float64()),
+    ]
+)
 EVIDENCE = "evidence"  # column with a list for each record; the schema names its channels
 CHANNELS = b"channels"  # in the metadata of the schema
 
@@ -74,13 +83,17 @@ def backtest(
     keys of one partition, so give the topic's number to see the service's own missing-data alerts.
     Rejected records keep their row, with an empty key and no score. With `evidence` each record
     says what its channels would be by themselves: sums of -log10 p over the components, whose
-    squares are what an alert's shares are shares of. Raises ConfigError.
+    squares are what an alert's shares are shares of. Where records have a session, a column says
+    which sessions ended and how strange each was. Raises ConfigError.
     """
     spec = replace(spec, record=resolve(path, spec.record), partitions=partitions)
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
     flow = flow_of(spec, names, model, evidence=evidence)
-    schema = _with_evidence(SCHEMA, spec.columns) if evidence else SCHEMA
+    schema = SCHEMA
+    if spec.record.session is not None:
+        schema = schema.append(pa.field(SESSIONS, pa.list_(SESSION)))
+    schema = _with_evidence(schema, spec.columns) if evidence else schema
     summary = Summary(model=model.version)
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
@@ -193,9 +206,32 @@ def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.
         pa.array(alert),
         pa.array(ids, pa.string()),
     ]
-    if len(schema) > len(SCHEMA):
+    if SESSIONS in schema.names:
+        columns.append(_sessions(batch, said, valid))
+    if EVIDENCE in schema.names:
         columns.append(_evidence(batch, said, valid))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _sessions(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
+    """A list of SESSION for each row, null for a reject."""
+    found = None if said.decided is None else said.decided.ended
+    count = np.zeros(batch.order.shape[0], np.int64)
+    parts: list[Any] = [pa.array([], field.type) for field in SESSION]
+    if found is not None:
+        np.add.at(count, batch.order[found.index], 1)
+        width = found.session.shape[1]
+        names = found.session.reshape(-1).view(f"S{width}").tolist()
+        texts = [name.decode("utf-8", "replace") or None for name in names]
+        parts = [
+            pa.array(texts, pa.string()),
+            *map(pa.array, (found.records, found.score, found.p)),
+        ]
+    whole = np.zeros(valid.shape[0], np.int64)
+    whole[valid] = count
+    offsets = pa.array(np.concatenate(([0], np.cumsum(whole))).astype(np.int32))
+    rows = pa.StructArray.from_arrays(parts, fields=list(SESSION))
+    return pa.ListArray.from_arrays(offsets, rows, mask=pa.array(~valid))
 
 
 def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:

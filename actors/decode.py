@@ -7,7 +7,8 @@ bytes: which of them read a record cannot be seen from the result.
 What counts: numbers are JSON numbers (true is none, "12" is none), rounded to float64; a key is a
 string or an integer, which stands for its decimal text; a time is a number of epoch milliseconds,
 cut to whole ones, or ISO 8601 text. A word is a string, an integer (its decimal text), or `true` or
-`false` (that text); an empty one is missing. A name that occurs twice means its last value.
+`false` (that text); an empty one is missing. A line is a string that is not
+empty. A name that occurs twice means its last value.
 """
 
 import json
@@ -19,10 +20,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.actors.grammar import TIME_MAX_MS, ZEROS, iso_ms_of
+from raywatch.actors.grammar import QUOTE, TIME_MAX_MS, ZEROS, iso_ms_of
 from raywatch.actors.labels import LABELS, unfinished
 from raywatch.actors.ports import Fetched
-from raywatch.actors.records import Records, RecordSpec, Reject, empty_records
+from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject, empty_records
 from raywatch.actors.scan import ASK, OK, Scanned, hash_of, scan, wanted
 from raywatch.models.scorer import I64, U8
 
@@ -48,10 +49,11 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     """
     count, channels = len(fetched), len(spec.values)
     if count == 0:
-        return empty_records(channels, len(spec.categories))
+        return empty_records(channels, len(spec.texts))
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
     text, begin, size = join(fetched.values, spec.bytes_max)
     found = _scanned(text, begin, size, spec)
+    text = np.concatenate((text, found.more)) if found.more.shape[0] else text
     if spec.key is None:
         text, key_begin, key_size = join(fetched.keys, spec.key_bytes_max)
         found.key_begin[:], found.key_size[:] = key_begin, key_size
@@ -61,11 +63,16 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     found.status[_impossible(found.time_ms, fetched.time_ms, spec.ahead_max_ms)] = ASK
     if spec.id is not None:
         found.status[unfinished(spec, found.values, found.words)] = ASK
+    if spec.message is not None:
+        found.status[_no_line(text, found, len(spec.words))] = ASK
 
     rejects: list[Reject] = []
     if found.status.any():
         text = _ask(fetched, spec, found, text, rejects)
-    found.word_size[:, [name in spec.pseudonymise for name in spec.categories]] = 0
+    found.word_size[:, spec.hidden] = 0
+    if spec.message is not None:
+        line = found.word_size[:, len(spec.words)]
+        np.minimum(line, LINE_BYTES_MAX, out=line)
     records = Records(
         partition=fetched.partition,
         offset=fetched.offset,
@@ -98,8 +105,8 @@ def join(parts: Sequence[bytes | None], bytes_max: int) -> tuple[U8, I64, I64]:
 
 def _scanned(text: U8, begin: I64, size: I64, spec: RecordSpec) -> Scanned:
     """What the scanner can say about each record."""
-    fields = wanted(spec.key, spec.time, spec.values, spec.categories)
-    channels, words, count = len(spec.values), len(spec.categories), begin.shape[0]
+    fields = wanted(spec.key, spec.time, spec.values, spec.texts)
+    channels, words, count = len(spec.values), len(spec.texts), begin.shape[0]
     if fields is not None:
         return scan(
             text, begin, size, fields,
@@ -114,6 +121,7 @@ def _scanned(text: U8, begin: I64, size: I64, spec: RecordSpec) -> Scanned:
         words=np.zeros((count, words), np.int64),
         word_begin=np.zeros((count, words), np.int64),
         word_size=np.zeros((count, words), np.int32),
+        more=np.zeros(0, np.uint8),
     )
 
 
@@ -121,6 +129,12 @@ def _impossible(time_ms: I64, log_ms: I64, ahead_max_ms: int) -> NDArray[np.bool
     """(N,) whether a record's time cannot be; see records.py for the rule."""
     outside = (time_ms < 0) | (time_ms > TIME_MAX_MS)
     return outside | ((log_ms >= 0) & (time_ms - np.maximum(log_ms, 0) > ahead_max_ms))
+
+
+def _no_line(text: U8, found: Scanned, at: int) -> NDArray[np.bool_]:
+    """(N,) whether text `at` is none that can be a line: missing, or no string."""
+    before = text[np.maximum(found.word_begin[:, at] - 1, 0)]
+    return (found.word_size[:, at] == 0) | (before != QUOTE)
 
 
 def _ask(fetched: Fetched, spec: RecordSpec, found: Scanned, text: U8, rejects: list[Reject]) -> U8:
@@ -182,9 +196,13 @@ def _full(
         words = f"is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
         raise _Bad("bad time", f"`{time_ms}` {words}", "is ahead of the log's")
     values = [_channel(name, fields.get(name)) for name in spec.values]
-    texts = [_word(name, fields.get(name)) for name in spec.categories]
+    line = len(spec.words) if spec.message is not None else -1
+    texts = [
+        (_line if at == line else _word)(name, fields.get(name))
+        for at, name in enumerate(spec.texts)
+    ]
     if all(map(math.isnan, values)) and not any(texts):
-        words = f"none of `{cut(', '.join((*spec.values, *spec.categories)))}`"
+        words = f"none of `{cut(', '.join((*spec.values, *spec.texts)))}`"
         raise _Bad("missing field", words, words)
     if spec.id is not None:
         _finished(spec, values, texts)
@@ -195,7 +213,7 @@ def _finished(spec: RecordSpec, values: list[float], texts: list[bytes]) -> None
     """See labels.py, whose `unfinished` this is for one record. Raises _Bad."""
     assert spec.id is not None, spec
     there = dict(zip(spec.values, [not math.isnan(each) for each in values], strict=True))
-    there |= dict(zip(spec.categories, map(bool, texts), strict=True))
+    there |= dict(zip(spec.texts, map(bool, texts), strict=True))
     label = texts[-1] if spec.label is not None else b""
     if label and label not in LABELS:
         shown = cut(label.decode("utf-8", "replace"))
@@ -294,6 +312,14 @@ def _word(name: str, value: object) -> bytes:
     except UnicodeEncodeError:
         words = f"`{name}`: `{cut(repr(value))}` has half a surrogate"
         raise _Bad("wrong type", words, f"`{name}` has half a surrogate") from None
+
+
+def _line(name: str, value: object) -> bytes:
+    if value is None or value == "":
+        raise _Bad("missing field", f"`{name}`", f"`{name}`")
+    if not isinstance(value, str):
+        raise _Bad("wrong type", f"`{name}`: `{cut(repr(value))}`", f"`{name}`")
+    return _word(name, value)
 
 
 def _show(value: bytes) -> str:

@@ -6,7 +6,7 @@ one batch at a time (Parquet: and what one row group needs).
 
 What a file does not say, it is given: without a key field the file's stem is the key of all rows,
 without a time field a row's number is its time. In text columns (CSV), a number may stand for a
-time, and the words of NULLS for nothing.
+time, and the words of columns.NULLS for nothing.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,14 +24,23 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raywatch.actors.columns import (
+    is_line,
+    is_word,
+    no_use,
+    nulls,
+    numbers,
+    text_of,
+    times,
+)
 from raywatch.actors.decode import cut, decode
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.labels import kinds
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
-from raywatch.actors.records import Records, RecordSpec, Reject
-from raywatch.actors.scan import hash_column, iso_column
+from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject
+from raywatch.actors.scan import hash_column
 from raywatch.models.errors import ConfigError
 from raywatch.models.payment_names import PAYMENT, UNCLEAR
 from raywatch.models.scorer import F64, I32, I64, U8
@@ -41,8 +50,6 @@ pc: Any = pyarrow.compute  # its functions are made when it is imported: unknown
 KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines",
 }  # fmt: skip
-NULLS = ("", "-", "na", "n/a", "nan", "nil", "none", "null", "#n/a")  # in small letters
-NUMBER = r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^-?(?i:inf(inity)?)$"
 SAMPLE = 1_000  # lines of a JSON-lines file whose names count as its columns
 BLOCK_BYTES = 8_388_608  # of a CSV file; a row must fit
 SERIES_MAX = 50_000_000  # values that `read_series` holds: 400 MB
@@ -124,12 +131,12 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed += [name for name in spec.pseudonymise if name not in fixed]
     if _kind(path) == "lines" and any(value in names for value in spec.values):
         known += [value for value in spec.values if value not in names and not _pattern(value)]
-    lost = [word for word in spec.categories if word not in names]
-    found = any(name in names for name in (*spec.categories, *spec.values))
+    lost = [text for text in spec.texts if text not in names]
+    found = any(name in names for name in (*spec.texts, *spec.values))
     if lost and not (found and _kind(path) == "lines"):
         raise _no_column(lost[0], names, path)
     values = expand(spec.values, known, aside=fixed, path=path)
-    for name in (*fixed, *values, *spec.categories):
+    for name in (*fixed, *values, *spec.texts):
         if names.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
     return replace(spec, values=values)
@@ -287,7 +294,7 @@ def _batches(path: Path, columns: Sequence[str], batch: int) -> Iterator[pa.Reco
 
 
 def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    wanted = (spec.key, spec.time, *spec.values, *spec.categories)
+    wanted = (spec.key, spec.time, *spec.values, *spec.texts)
     fields = [name for name in wanted if name is not None]
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
@@ -313,10 +320,10 @@ class _Rows:
         rows = np.arange(self.first, self.first + count)
         text, begin, size = self._key()
         time_ms = rows if self.spec.time is None else self._time(self.spec.time)
-        text, words, word_begin, word_size = self._words(text)
+        text, words, word_begin, word_size = self._texts(text)
         values = self._values((words != 0).any(axis=1))
         self._finish(values, words)
-        word_size[:, [name in self.spec.pseudonymise for name in self.spec.categories]] = 0
+        word_size[:, self.spec.hidden] = 0
         records = Records(
             partition=np.zeros(count, np.int32),
             offset=rows,
@@ -367,133 +374,49 @@ class _Rows:
             stem = np.frombuffer(self.stem.encode("utf-8", "surrogateescape"), np.uint8)
             return stem, np.zeros(count, np.int64), np.full(count, stem.shape[0], np.int32)
         column = self._column(self.spec.key)
-        text, begin, size = _text_of(column, self.spec.key)
-        self._reject(_nulls(column), "missing field", self.spec.key)
+        text, begin, size = text_of(column, self.spec.key)
+        self._reject(nulls(column), "missing field", self.spec.key)
         self._reject((size < 1) | (size > self.spec.key_bytes_max), "bad key", self.spec.key)
         return text, begin, size.astype(np.int32)
 
     def _time(self, name: str) -> I64:
         """Time of each row in ms."""
         column = self._column(name)
-        exact, missing = _times(column, name)
+        exact, missing = times(column, name)
         self._reject(missing, "missing field", name)
         # NaN (no time at all) is not between the two either.
         self._reject(np.logical_not((exact >= 0.0) & (exact <= TIME_MAX_MS)), "bad time", name)
         return np.floor(np.where(self.good, exact, 0.0)).astype(np.int64)
 
-    def _words(self, text: U8) -> tuple[U8, I64, I64, I32]:
-        """Words of each row: the text with theirs behind it, hashes, begin, size."""
-        shape = (self.block.num_rows, len(self.spec.categories))
+    def _texts(self, text: U8) -> tuple[U8, I64, I64, I32]:
+        """Texts of each row: what the key lies in with theirs behind it, hashes, begin, size."""
+        shape = (self.block.num_rows, len(self.spec.texts))
         words, begin = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         size, parts, end = np.zeros(shape, np.int32), [text], text.shape[0]
-        for word, name in enumerate(self.spec.categories):
+        line = len(self.spec.words) if self.spec.message is not None else -1
+        for word, name in enumerate(self.spec.texts):
             column = self._column(name)
-            if not _is_word(column):
-                raise _no_use(name, column, "a word")
-            part, at, long = _text_of(column, name)
+            if not (is_line if word == line else is_word)(column):
+                raise no_use(name, column, "a line" if word == line else "a word")
+            part, at, long = text_of(column, name)
             hashed = np.empty(shape[0], np.int64)
             hash_column(part.ctypes.data, at, long, hashed)
             first, last = int(at[0]), int((at + long).max())
             words[:, word], begin[:, word], size[:, word] = hashed, at + (end - first), long
             parts.append(part[first:last])
             end += last - first
+            if word == line:
+                self._reject(long == 0, "missing field", name)
+                np.minimum(long, LINE_BYTES_MAX, out=size[:, word], casting="same_kind")
         return (np.concatenate(parts) if shape[1] else text), words, begin, size
 
     def _values(self, worded: MASK) -> F64:
         """(N, C) channels of each row; `worded`: rows that have a word."""
         values = np.full((self.block.num_rows, len(self.spec.values)), np.nan)
         for channel, name in enumerate(self.spec.values):
-            values[:, channel], wrong = _numbers(self._column(name), name)
+            values[:, channel], wrong = numbers(self._column(name), name)
             self._reject(wrong, "wrong type", name)
             self._reject(np.isinf(values[:, channel]), "not finite", name)
         nothing = np.all(np.isnan(values), axis=1) & ~worded
-        self._reject(nothing, "missing field", *self.spec.values, *self.spec.categories)
+        self._reject(nothing, "missing field", *self.spec.values, *self.spec.texts)
         return values
-
-
-def _nulls(column: pa.Array) -> MASK:
-    return column.is_null().to_numpy(zero_copy_only=False)
-
-
-def _is_text(column: pa.Array) -> bool:
-    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-
-
-def _is_word(column: pa.Array) -> bool:
-    kinds, types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null), column.type
-    return _is_text(column) or any(is_kind(types) for is_kind in kinds)
-
-
-def _text_of(column: pa.Array, name: str) -> tuple[U8, I64, I64]:
-    """A column as text: bytes, begin and size of each row (null: 0)."""
-    raw = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-    try:
-        texts: Any = column.cast(pa.large_binary() if raw else pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise _no_use(name, column, "a key") from None
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
-    return text, ends[:-1], np.where(_nulls(texts), 0, np.diff(ends))
-
-
-def _no_use(name: str, column: pa.Array, use: str) -> ConfigError:
-    return ConfigError(
-        f"column `{name}` is `{column.type}` and cannot be {use}", hint="choose or cast a column"
-    )
-
-
-def _numbers(column: pa.Array, name: str) -> tuple[F64, MASK]:
-    """A column as float64 (NaN: missing), and which rows are no numbers."""
-    kind: Any = column.type
-    if _is_text(column):
-        return _text_numbers(column)
-    if not (_is_number(kind) or pa.types.is_null(kind)):
-        raise _no_use(name, column, "a channel")
-    values: Any = column.cast(pa.float64(), safe=False)
-    return values.to_numpy(zero_copy_only=False), np.zeros(len(column), np.bool_)
-
-
-def _is_number(kind: Any) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def _text_numbers(column: Any) -> tuple[F64, MASK]:
-    """A text column as float64 (NaN: missing), and which rows are no numbers."""
-    try:
-        numbers: Any = column.cast(pa.float64())
-        return numbers.to_numpy(zero_copy_only=False), np.zeros(len(column), np.bool_)
-    except pa.ArrowInvalid:  # some row is no number: look at each
-        pass
-    trimmed: Any = pc.replace_substring_regex(pc.utf8_trim_whitespace(column), r"^\+", "")
-    null = pc.is_in(pc.utf8_lower(trimmed), pa.array(NULLS, trimmed.type))
-    valid: Any = pc.fill_null(pc.match_substring_regex(trimmed, NUMBER), fill_value=False)
-    wrong: Any = pc.invert(pc.or_(pc.or_(null, valid), trimmed.is_null()))
-    texts = pc.if_else(valid, trimmed, None).to_pylist()
-    values = np.array([np.nan if text is None else float(text) for text in texts], np.float64)
-    return values, wrong.to_numpy(zero_copy_only=False)
-
-
-def _times(column: Any, name: str) -> tuple[F64, MASK]:
-    """A column as epoch ms (NaN: no time) and which rows are missing.
-
-    float64 is exact for every time there is: TIME_MAX_MS is below 2^53.
-    """
-    kind: Any = column.type
-    missing = _nulls(column)
-    if _is_text(column):
-        text, begin, size = _text_of(column, name)
-        iso = np.empty(len(column), np.int64)
-        iso_column(text.ctypes.data, begin, size, iso)
-        time_ms = iso.astype(np.float64)
-        if (iso < 0).any():
-            numbers, _ = _text_numbers(column)
-            time_ms = np.where(iso < 0, numbers, time_ms)
-        return time_ms, missing
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        column = column.cast(pa.timestamp("ms", getattr(kind, "tz", None)), safe=False)
-        column = column.cast(pa.int64())
-    elif not (_is_number(kind) or pa.types.is_null(kind)):
-        raise _no_use(name, column, "a time")
-    time_ms = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return time_ms, missing | np.isnan(time_ms)

@@ -43,7 +43,7 @@ def unfinished(spec: RecordSpec, values: F64, words: I64) -> NDArray[np.bool_]:
     Args:
         spec: with an id.
         values: (N, C).
-        words: (N, W) hashes, of `spec.categories`.
+        words: (N, W) hashes, of `spec.texts`.
     """
     kind, named = kinds(spec, words), len(spec.words)
     lacks = np.isnan(values).any(axis=1) | (words[:, :named] == 0).any(axis=1)

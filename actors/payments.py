@@ -190,7 +190,7 @@ class PaymentsFlow(Flow):
     def layout(self) -> str:
         """What was learnt is of the fields by name, and of how late labels may be."""
         record = self.spec.record
-        what = repr((record.values, record.categories, record.label_days)).encode()
+        what = repr((record.values, record.texts, record.label_days)).encode()
         return f"{super().layout()}:payments:{zlib.crc32(what):08x}:{self.model.version}"
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from raywatch.models.scorer import F64, I32, I64, U8
 
+LINE_BYTES_MAX = 16_384  # of a line that are looked at: what lies behind them is not read
+
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
@@ -29,15 +31,28 @@ class RecordSpec:
     # rejects show no value of any field, as what could not be read may stand anywhere.
     pseudonymise: tuple[str, ...] = ()
     words: tuple[str, ...] = ()  # categories: strings, integers or booleans; see decode.py
+    message: str | None = None  # a log line: a string that is not empty
+    session: str | None = None  # what lines belong to together: read as a word is
+    session_idle_ms: int = 60_000  # silence that ends a session
     # Where there is an `id`, records are payments and labels of them (labels.py).
     id: str | None = None
     label: str | None = None
     label_days: float = 8.0  # a payment that has no label after so long was honest
 
     @property
-    def categories(self) -> tuple[str, ...]:
-        """The W fields that are read as words: `words`, then id and label, where there are such."""
-        return (*self.words, *(each for each in (self.id, self.label) if each is not None))
+    def texts(self) -> tuple[str, ...]:
+        """W fields that are kept as text and hash: words, then what else there is.
+
+        A line and its session, or the id and the label of a payment.
+        """
+        more = (self.message, self.session, self.id, self.label)
+        return (*self.words, *(name for name in more if name is not None))
+
+    @property
+    def hidden(self) -> tuple[bool, ...]:
+        """(W,) whether a text goes once it is hashed. Disguised lines stay: they are still read."""
+        line = len(self.words) if self.message is not None else -1
+        return tuple(n in self.pseudonymise and at != line for at, n in enumerate(self.texts))
 
     @property
     def pseudonymous(self) -> bool:
@@ -78,9 +93,9 @@ class Records:
 
     Record i has key `text[key_begin[i] : key_begin[i] + key_size[i]]`. A channel that is null or
     absent while another field of the record is present is NaN (missing), such a word is 0; a record
-    without any channel or word is a reject. Word w of record i, where its size is not 0, was
-    `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those that must not be
-    shown are 0.
+    without any channel or word, or without its line, is a reject. Text w of record i, where its
+    size is not 0, was `text[word_begin[i, w] : word_begin[i, w] + word_size[i, w]]`; sizes of those
+    that must not be shown are 0; of a line at most LINE_BYTES_MAX bytes count.
     """
 
     partition: I32  # (N,) index into the lane's tuple

@@ -2,8 +2,8 @@
 
 The scanner takes a record only if it is certain to give what a full parser would: a whole, valid
 object (RFC 8259), wanted names at most once, names written without escapes, numbers that round
-provably right, keys that are strings without escapes or integers, words that are such keys, `true`
-or `false`, times as in `iso_ms`. Whatever else it meets, it says ASK, and the full parser
+provably right, keys that are strings without escapes or integers, words that are strings, integers,
+`true` or `false`, times as in `iso_ms`. Whatever else it meets, it says ASK, and the full parser
 (decode.py) has the last word. So it may be ignorant, but never wrong. Fields nobody wants are
 validated like the others, nested ones up to DEPTH_MAX levels.
 
@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from raywatch.actors.grammar import (
+    BACKSLASH,
     CLOSE,
     COLON,
     COMMA,
@@ -73,6 +74,7 @@ class Scanned(NamedTuple):
     word_begin: I64  # (N, W)
     word_size: I32  # (N, W) 0: null, absent or empty
     words: I64  # (N, W) hashes of words, see `hash_at`
+    more: U8  # words that had escapes, without them: they begin behind the text that was scanned
 
 
 def wanted(
@@ -208,11 +210,15 @@ def _channel(p: int) -> tuple[int, float, int]:
 
 @njit(cache=True, nogil=True)
 def _word(p: int) -> tuple[int, int, int]:
-    """The word at p: position behind it (-1: ask), begin and size of its text (0: missing)."""
+    """The word at p: position behind it (-1: ask), begin and size of its text.
+
+    Size 0: it is missing; below 0: it has escapes, and so many bytes with them.
+    """
     byte = byte_at(p)
     if byte == QUOTE:
         end, escaped = string(p + 1)
-        return (-1 if end < 0 or escaped else end + 1), p + 1, max(end - p - 1, 0)
+        size = max(end - p - 1, 0)
+        return (-1 if end < 0 else end + 1), p + 1, (-size if escaped else size)
     if byte == 110:
         return (p + 4 if null(p) else -1), p, 0
     if byte in (116, 102):
@@ -272,7 +278,7 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
                     word = role[field] - values.shape[1]
                     p, text, length = _word(p)
                     word_begin[index, word], word_size[index, word] = text - base, length
-                    channels += length
+                    channels += abs(length)
                 elif role[field] >= 0:
                     p, values[index, role[field]], present = _channel(p)
                     channels += present
@@ -319,13 +325,93 @@ def scan(
         word_begin=np.zeros((count, words), np.int64),
         word_size=np.zeros((count, words), np.int32),
         words=np.empty((count, words), np.int64),
+        more=np.zeros(0, np.uint8),
     )
     base = buf.ctypes.data
-    _scan(base, begin, size, *fields, key_bytes_max, *out[:-1])
-    if words:
-        flat = out.word_begin.reshape(-1), out.word_size.reshape(-1), out.words.reshape(-1)
-        hash_column(base, *flat)
-    return out
+    _scan(base, begin, size, *fields, key_bytes_max, *out[:-2])
+    if not words:
+        return out
+    flat = out.word_begin.reshape(-1), out.word_size.reshape(-1), out.words.reshape(-1)
+    hash_column(base, *flat)
+    escaped = flat[1][flat[1] < 0]
+    if not escaped.shape[0]:
+        return out
+    more = np.empty(escaped.shape[0] - int(escaped.sum(dtype=np.int64)), np.uint8)
+    end = _without_escapes(base, *flat, more, more.ctypes.data, buf.shape[0])
+    return out._replace(more=more[:end])
+
+
+@njit(cache=True, nogil=True)
+def _hex(p: int) -> int:
+    """The number that four hexadecimal digits at p make."""
+    code = 0
+    for index in range(p, p + 4):
+        byte = byte_at(index)
+        code = code * 16 + (byte - 48 if byte <= 57 else (byte | 32) - 87)
+    return code
+
+
+@njit(cache=True, nogil=True)
+def _plain(p: int, end: int, to: U8, at: int) -> int:
+    """Copy the text in [p, end), a valid one, to `to[at:]` without escapes; returns its end there.
+
+    Escapes are those of RFC 8259 without surrogates, which the scanner does not take.
+    """
+    while p < end:
+        byte = byte_at(p)
+        p += 1
+        if byte != BACKSLASH:
+            to[at] = byte
+            at += 1
+            continue
+        kind = byte_at(p)
+        p += 1
+        if kind == 117:
+            code = _hex(p)
+            p += 4
+            if code < 0x80:
+                to[at] = code
+            elif code < 0x800:
+                to[at], to[at + 1] = 0xC0 | code >> 6, 0x80 | code & 63
+                at += 1
+            else:
+                to[at], to[at + 1] = 0xE0 | code >> 12, 0x80 | code >> 6 & 63
+                to[at + 2] = 0x80 | code & 63
+                at += 2
+        elif kind in (98, 102, 110, 114, 116):  # b f n r t
+            to[at] = (
+                8
+                if kind == 98
+                else 12
+                if kind == 102
+                else 10
+                if kind == 110
+                else (13 if kind == 114 else 9)
+            )
+        else:
+            to[at] = kind
+        at += 1
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _without_escapes(
+    base: int, begin: I64, size: I32, words: I64, to: U8, to_base: int, offset: int
+) -> int:
+    """Move texts whose size is below 0 to `to`, behind a quote each, and hash them.
+
+    Returns the end; `offset` is where `to` will lie behind the text at `base`.
+    """
+    at = 0
+    for index in range(begin.shape[0]):
+        if size[index] < 0:
+            to[at] = QUOTE
+            first = at + 1
+            p = base + begin[index]
+            at = _plain(p, p - size[index], to, first)
+            begin[index], size[index] = offset + first, at - first
+            words[index] = hash_at(to_base + first, at - first)
+    return at
 
 
 @njit(cache=True, nogil=True)

@@ -61,11 +61,12 @@ class DetectorSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What an alert can be about: channels, or what is looked at in their place; then words."""
-        values = self.record.values
+        """What an alert can be about: channels, or what is looked at in their place; then texts."""
+        values, texts = self.record.values, self.record.texts
         if self.stage == "payments":
             values = (*values, *NAMES[1:], CHANCE)
-        return (*values, *self.record.words, *([self.record.id] if self.record.id else ()))
+            texts = tuple(name for name in texts if name != self.record.label)
+        return (*values, *texts)
 
     @property
     def lane_prefix(self) -> str:

@@ -17,6 +17,7 @@ from raywatch.actors.alerts import Shown
 from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Flow, Part
 from raywatch.actors.keys import Gone
+from raywatch.actors.log_stage import LogsFlow
 from raywatch.actors.payments import PaymentsFlow
 from raywatch.actors.ports import Partition
 from raywatch.actors.pseudonyms import WITHHELD
@@ -44,9 +45,7 @@ def flow_of(
             f"`{model.version}` cannot score `{spec.name}`, whose `model` is `{spec.model}`",
             hint="signal classes are not rolled out: change `model` and start the service anew",
         )
-    stages: dict[str, type[Flow]] = {"network": NetworkFlow, "payments": PaymentsFlow}
-    made = stages.get(spec.stage, Flow)
-    return made(spec, partitions, model, evidence=evidence)
+    return MADE.get(spec.stage, Flow)(spec, partitions, model, evidence=evidence)
 
 
 class NetworkFlow(Flow):
@@ -157,3 +156,8 @@ class NetworkFlow(Flow):
         """A sketch is of the columns by name: with another one it means nothing."""
         columns = repr((self.spec.record.values, self.spec.record.words)).encode()
         return f"{super().layout()}:network:{zlib.crc32(columns):08x}:{self.model.version}"
+
+
+MADE: dict[str, type[Flow]] = {
+    "logs": LogsFlow, "network": NetworkFlow, "payments": PaymentsFlow,
+}  # fmt: skip

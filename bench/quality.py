@@ -23,6 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import quality_faults as faults
+import quality_log_lines as log_lines
+import quality_logs as logs
 import quality_network as network
 import quality_payments as payments
 import quality_sets as sets
@@ -269,6 +271,9 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "asd": machines("asd"),
     "injections": injections,
     "alarms": alarms,
+    "loghub": lambda bench: logs.loghub(bench.folder),
+    "log_lines": lambda bench: log_lines.lines(bench.room),
+    "hdfs": lambda bench: logs.hdfs(bench.folder, bench.room),
     "nsl_kdd": lambda bench: network.nsl_kdd(bench.folder, bench.room),
     "smtp": lambda bench: network.smtp(bench.folder, bench.room),
     "payments": lambda bench: payments.payments(bench.folder, bench.room),

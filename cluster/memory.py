@@ -18,7 +18,7 @@ from raywatch.actors.bounds import batch_records
 from raywatch.actors.fetching import FETCH_BYTES
 from raywatch.actors.kafka_rules import READER, WRITER
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models import following, network, payments
+from raywatch.models import following, logs, network, payments
 from raywatch.models.payment_names import FEATURES
 from raywatch.models.scorer import LEVELS, ModelSpec
 
@@ -34,10 +34,12 @@ PROFILE_BYTES = 1_272  # and for the time of day, and the mean miss
 COMPONENTS, COARSE = 11, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
-WORD_BYTES = 64  # of a word: hash and place, twice; what explains it
+WORD_BYTES = 64  # of a text: hash and place, twice; what explains it
 # Of a terminal; and a customer for each terminal, whose key is a hash of eight bytes.
 ENTITY_BYTES = payments.TERMINAL_BYTES + payments.CUSTOMER_BYTES + KEY_BYTES + ARENA_FACTOR * 8
 FOUND_BYTES = 12 * FEATURES + 128  # of a payment while its batch is decided: features, shares
+ROW_BYTES = 4  # where the state of a key of log lines lies
+LINE_ALERT_BYTES = 14_336  # more of one about a line: its text three times, escaped; sentences
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
 SILENCE_BYTES = 2_048
 OUT_MAX = 5_000  # see actors/lane.py
@@ -82,10 +84,10 @@ def gib(size: int) -> str:
 
 
 def key_bytes(spec: DetectorSpec) -> int:
-    """State of one key."""
+    """State of one key: what a slot takes."""
     if spec.stage:
         key = KEY_BYTES + ARENA_FACTOR * spec.record.key_bytes_max + following.KEY_BYTES
-        return key + (ENTITY_BYTES if spec.stage == "payments" else 0)
+        return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES}.get(spec.stage, 0)
     channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
     text = ARENA_FACTOR * spec.record.key_bytes_max
     return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel
@@ -109,7 +111,7 @@ def memory_bound(
     assert partitions >= 1, partitions
     assert owners >= 1, owners
     lanes = ceil(min(spec.lanes, partitions) / owners)
-    channels, words = len(spec.record.values), len(spec.record.categories)
+    channels, words = len(spec.record.values), len(spec.record.texts)
     flights = spec.in_flight + 1
     records = batch_records(spec, ModelSpec("", (), ()) if spec.stage else MODEL)
     # Slots of keys that were forgotten come back when their batch is decided.
@@ -121,9 +123,11 @@ def memory_bound(
         flights * 2 * came  # as they came, and what of it is rejected
         + 2 * 2 * spec.in_flight_bytes  # one over the bound; and their copies for the scorers
         + flights * records * (RECORD_BYTES + channels * VALUE_BYTES + words * WORD_BYTES)
+        + (records * logs.RECORD_BYTES if spec.stage == "logs" else 0)
     )
     batches += records * FOUND_BYTES if spec.stage == "payments" else 0
-    alerts = (OUT_MAX + records) * (ALERT_BYTES + 200 * len(spec.columns))
+    alert = ALERT_BYTES + (LINE_ALERT_BYTES if spec.stage == "logs" else 0)
+    alerts = (OUT_MAX + records) * (alert + 200 * len(spec.columns))
     alerts += keys * SILENCE_BYTES if spec.missing.enabled else 0
     if spec.pseudonym is not None or spec.record.pseudonymise:
         state += PSEUDONYMS_BYTES + (1 << 20) * ARENA_FACTOR * spec.record.key_bytes_max
@@ -154,12 +158,14 @@ def fitting(spec: DetectorSpec, memory: int, **place: Any) -> int:
 
 
 def _sketches(spec: DetectorSpec, partitions: int) -> int:
-    """State that the keys of each of a lane's partitions share."""
+    """State that a lane's partitions have by themselves, or that takes no more than their keys."""
     record = spec.record
     if spec.stage == "network":
         return partitions * network.partition_bytes(len(record.values), len(record.words))
     if spec.stage == "payments":
         return partitions * payments.partition_bytes(labelled=record.label is not None)
+    if spec.stage == "logs":
+        return partitions * spec.keys_max * logs.key_bytes(record.session is not None)
     return 0
 
 

@@ -19,6 +19,7 @@ from raywatch.models.settings import DecideSettings, MissingSettings
 
 WORDS_MAX = 256  # words of one record
 CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
+LOGS_KEYS_MAX = 2_000  # keys a partition may hold where `preset:logs` is told nothing
 
 _DECIDE = DecideSettings()
 _MISSING = MissingSettings()
@@ -64,6 +65,24 @@ class Record(Settings):
         le=365.0,
         description="Days after which a payment without a label was honest. Longer than most "
         "labels take: what is labelled later teaches less.",
+    )
+    message: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the log line, a text, for `model: preset:logs` "
+        "(docs/signal-classes.md).",
+    )
+    session: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the id of what lines belong to together (a request, a block, a "
+        "login); text or integer. With it sessions are judged, too.",
+    )
+    session_idle_ms: int = Field(
+        default=_RECORD.session_idle_ms,
+        ge=1,
+        le=604_800_000,
+        description="Silence after which a session has ended, in ms of the records' time.",
     )
     key: str | None = Field(
         default=None,
@@ -125,11 +144,15 @@ class Record(Settings):
         for name in self.pseudonymise:
             if name in self.values or name == self.time:
                 raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
+        if self.session is not None and self.message is None:
+            raise ValueError("`session` needs `message`: a session is judged by its lines")
+        if self.message is not None and (self.values or self.words):
+            raise ValueError("`message` stands alone: leave out `values` and `words`")
         once = (self.id, self.label, self.key, self.time, *self.values, *self.words)
         for name in (self.id, self.label):
             if name is not None and once.count(name) > 1:
                 raise ValueError(f"`{name}` cannot be `id` or `label` and something else, too")
-        if not self.values and not self.words:
+        if not self.values and not self.words and self.message is None:
             raise ValueError("`values` is missing: name the fields with numbers")
         among = (self.key or "key") in self.pseudonymise
         if among != (self.pseudonym_key is not None):
@@ -253,10 +276,10 @@ class Detector(Settings):
     )
     record: Record = Field(description="Which fields of a record are what.")
     model: str = Field(
-        pattern=r"^(preset:(network|payments)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
-        description="Model to score with: `name`, or `name@hash` to pin a version, or "
-        "`preset:network` for network and security records, `preset:payments` for payments and "
-        "labels of them (docs/signal-classes.md).",
+        pattern=r"^(preset:(logs|network|payments)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
+        description="Model to score with: `name`, or `name@hash` to pin a version, or a signal "
+        "class: `preset:network` for network and security records, `preset:payments` for payments "
+        "and labels of them, `preset:logs` for log lines (docs/signal-classes.md).",
     )
     alert: Alert = Field(default_factory=Alert, description="When a score becomes an alert.")
     missing: Missing = Field(
@@ -297,7 +320,8 @@ class Detector(Settings):
         ge=1,
         le=50_000_000,
         description="Keys a partition may hold, about 6 KiB each and channel; `raywatch check` "
-        "says what an owner needs.",
+        "says what an owner needs. With `preset:logs`, whose keys have 45 to 191 KiB, 2,000 where "
+        "it is not given.",
     )
     keys_full: Literal["evict", "reject"] = Field(
         default=_SPEC.keys_full,
@@ -359,26 +383,37 @@ class Detector(Settings):
 
     @model_validator(mode="after")
     def _of_one_class(self) -> Self:
-        preset = self.model.startswith(PRESET)
-        if self.record.words and not preset:
+        record, model = self.record, self.model
+        network, payments, lines = (
+            model == f"{PRESET}{each}" for each in ("network", "payments", "logs")
+        )
+        if record.words and not (network or payments):
             raise ValueError(
                 f"`record.words` is for `{PRESET}network` and `{PRESET}payments`; `model` is "
-                f"`{self.model}`"
+                f"`{model}`"
             )
-        if not self.record.values and not preset:
+        if record.message is not None and not lines:
+            raise ValueError(f"`record.message` is for `{PRESET}logs`; `model` is `{model}`")
+        if lines and record.message is None:
+            raise ValueError("`record.message` is missing: name the field with the log line")
+        if not record.values and not (network or payments or lines):
             raise ValueError("`record.values` is missing: name the fields with numbers")
-        payments = self.model == f"{PRESET}payments"
-        if not payments and (self.record.id or self.record.label):
+        if not payments and (record.id or record.label):
             raise ValueError(
-                f"`record.id` and `record.label` are for `{PRESET}payments`; `model` is "
-                f"`{self.model}`"
+                f"`record.id` and `record.label` are for `{PRESET}payments`; `model` is `{model}`"
             )
-        if payments and not self.record.of_payments:
+        if payments and not record.of_payments:
             raise ValueError(
                 f"`{PRESET}payments` needs one name in `record.values` (the amount), one in "
                 "`record.words` (the customer), and `record.id`"
             )
         return self
+
+    @property
+    def _keys_max(self) -> int:
+        """Keys of log lines have 50 to 200 KB each, and are few."""
+        given = "keys_max" in self.model_fields_set or self.model != f"{PRESET}logs"
+        return self.keys_max if given else LOGS_KEYS_MAX
 
     @property
     def _missing(self) -> MissingSettings:
@@ -417,7 +452,7 @@ class Detector(Settings):
             start=self.start,
             lost=self.lost,
             replay_max=self.replay_max,
-            keys_max=self.keys_max,
+            keys_max=self._keys_max,
             keys_full=self.keys_full,
             rejects_max=self.rejects_max,
             batch_records=self.batch_records,

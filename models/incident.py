@@ -67,6 +67,17 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """M sessions that ended."""
+
+    index: I64  # (M,) of the record that noticed it, in grouped order
+    session: U8  # (M, bytes) beginning of its id, zeros behind it; nothing where it is withheld
+    records: I64  # (M,) that it had
+    score: F32  # (M,) >= 0, larger is stranger
+    p: F64  # (M,) tail probability among the sessions of the key that ended before
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """What became of N records, in grouped order."""
 
@@ -77,6 +88,7 @@ class Decided:
     judged: U8  # (N,) 1 where it might have alerted; 2 where a budget hushed its key
     # (N, C) sum of what components say of each channel (judging.py); None: was not asked for
     evidence: F64 | None = None
+    ended: Ended | None = None  # None: records have no sessions
 
 
 @njit(cache=True, nogil=True)

@@ -19,10 +19,11 @@ from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
 SHIPPED = {"lagbank": 2, "robustz": 1}
-PRESETS = {"network": 1, "payments": 1}  # signal classes that lanes score themselves: `preset:name`
+# Signal classes that lanes score themselves: `preset:name`.
+PRESETS = {"logs": 1, "network": 1, "payments": 1}
 PRESET = "preset:"
 SHOWN_MAX = 20  # versions that an error names
-KINDS = ("lagbank", "linear", "network", "payments", "python", "robustz")
+KINDS = ("lagbank", "linear", "logs", "network", "payments", "python", "robustz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,10 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
         from raywatch.models.payments import PaymentsModel
 
         scorer = _construct(artifact, PaymentsModel, settings)
+    elif artifact.kind == "logs":
+        from raywatch.models.logs import LogsModel
+
+        scorer = _construct(artifact, LogsModel, settings)
     elif artifact.kind == "linear":
         from raywatch.models.linear import Linear
 

@@ -19,6 +19,7 @@ from raywatch.models.decide import warm_decide
 from raywatch.models.following import warm_following
 from raywatch.models.history import History
 from raywatch.models.lagbank import LagBank
+from raywatch.models.logs import warm_logs
 from raywatch.models.network import warm_network
 from raywatch.models.payments import warm_payments
 from raywatch.models.robustz import RobustZ
@@ -79,6 +80,7 @@ KERNELS: tuple[Callable[[], None], ...] = (
     _lagbank,
     _robustz,
     warm_decide,
+    warm_logs,
     warm_network,
     warm_following,
     warm_payments,

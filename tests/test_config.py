@@ -54,7 +54,7 @@ def test_the_smallest_config_is_valid_and_means_what_the_defaults_say(tmp_path: 
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "local", "production"])
+@pytest.mark.parametrize("name", ["demo", "local", "logs", "network", "production"])
 def test_shipped_configs_are_valid(name: str) -> None:
     config = load(ROOT / "configs" / f"{name}.yaml")
     assert [each.name for each in config.specs()] == [each.name for each in config.detectors]
@@ -88,8 +88,8 @@ audit: audit
 """,
     ).replace(
         "{key: host,",
-        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], key: host, "
-        "label_days: 2,",
+        "{ahead_max_ms: 1, bytes_max: 17, key_bytes_max: 3, pseudonymise: [mail], "
+        "session_idle_ms: 9, label_days: 2, key: host,",
     )
     changed = load(write(tmp_path, text)).spec("hosts")
     default = load(write(tmp_path, SMALLEST)).spec("hosts")
@@ -107,7 +107,8 @@ audit: audit
     # `partitions` and `added` are found out about the topics (cluster/deployment.py), not set;
     # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py).
     named = [".name", ".topics", ".partitions", ".added", ".pseudonym"]
-    fields = ("values", "key", "time", "words", "id", "label")  # each is set somewhere here
+    # Each of these is set somewhere here.
+    fields = ("values", "key", "time", "words", "message", "session", "id", "label")
     assert same == [*named, *(f"record.{field}" for field in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
@@ -140,7 +141,11 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("[cpu, mem]", "cpu, id: a", 3, "`record.id` and `record.label` are for `preset:pay", ""),
         ("lagbank", "preset:payments", 3, "needs one name in `record.values`", ""),
         ("key: host", "key: host, label: host", 5, "`host` cannot be `id` or `label` and", ""),
-        ("lagbank", "preset:logs", 6, "`detectors.0.model`", ""),
+        ("lagbank", "preset:words", 6, "`detectors.0.model`", ""),
+        ("lagbank", "preset:logs", 3, "`record.message` is missing", ""),
+        ("values: [cpu, mem]", "message: m", 3, "`record.message` is for `preset:logs`", ""),
+        ("[cpu, mem]", "[cpu], message: m", 5, "`message` stands alone", ""),
+        ("[cpu, mem]", "[cpu], session: s", 5, "`session` needs `message`", ""),
     ],
 )
 def test_a_mistake_is_named_with_line_path_value_and_hint(
@@ -308,7 +313,7 @@ def test_payments_have_an_amount_a_customer_an_id_and_maybe_labels(tmp_path: Pat
     text = SMALLEST.replace("values: [cpu, mem]", fields).replace("lagbank", "preset:payments")
     record = load(write(tmp_path, text)).spec("hosts").record
     assert (record.id, record.label, record.label_days) == ("payment", "fraud", 8.0)
-    assert record.categories == ("customer", "payment", "fraud")
+    assert record.texts == ("customer", "payment", "fraud")
     unlabelled = text.replace(", label: fraud", "")
     assert load(write(tmp_path, unlabelled)).spec("hosts").record.label is None
     for broken in (", id: payment, label: fraud", "words: customer, "):
@@ -329,3 +334,17 @@ def test_a_signal_class_needs_no_numbers_and_its_silence_is_asked_for(tmp_path: 
     asked = load(write(tmp_path, text + "    missing: {intervals: 5}\n")).spec("hosts")
     assert asked.missing.enabled
     assert asked.missing.intervals == 5
+
+
+def test_log_lines_need_a_message_and_few_keys(tmp_path: Path) -> None:
+    text = SMALLEST.replace("values: [cpu, mem]", "message: msg, session: request").replace(
+        "lagbank", "preset:logs"
+    )
+    known = load(write(tmp_path, text)).spec("hosts")
+    assert (known.record.texts, known.columns) == (("msg", "request"), ("msg", "request"))
+    assert (known.stage, known.keys_max, known.missing.enabled) == ("logs", 2_000, False)
+    asked = load(write(tmp_path, text + "    keys_max: 100000\n")).spec("hosts")
+    assert asked.keys_max == 100_000
+    other = text.replace("preset:logs", "preset:network")
+    with pytest.raises(ConfigError, match="is for `preset:logs`"):
+        load(write(tmp_path, other))

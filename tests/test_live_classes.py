@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from service import Service, config, ray_local
+from test_logs import lines
 from test_network import connections
-from test_payments import rows
+from test_payments import rows as payments
 from test_same_alerts import assert_same, placeless, said
 
 from raywatch.actors.backtest import backtest
@@ -47,9 +48,16 @@ PAYMENTS = Class(
     "payments",
     {"key": "terminal", "time": "ts", "values": "amount", "words": "customer", "id": "payment",
      "label": "fraud", "label_days": 1.0},
-    lambda: rows(count=12_000),
+    lambda: payments(count=12_000),
     {"probability": 5e-2, "quiet": 5},
 )  # fmt: skip
+
+LOGS = Class(
+    "logs",
+    {"key": "service", "time": "ts", "message": "msg", "session": "request"},
+    lines,
+    {"probability": 1e-3},
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,13 +69,14 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.kafka
 @pytest.mark.ray
-@pytest.mark.parametrize("each", [NETWORK, PAYMENTS], ids=lambda each: each.preset)
+@pytest.mark.parametrize("each", [NETWORK, PAYMENTS, LOGS], ids=lambda each: each.preset)
 def test_kills_change_no_alert(
     each: Class, kafka: Any, topic: Callable[[str], str], tmp_path: Path
 ) -> None:
     name, events = topic(each.preset).lower(), topic("events")
-    lines = [json.dumps(row).encode() for row in each.rows()]
-    keys = [str(json.loads(line)[each.record["key"]]).encode() for line in lines]
+    rows = each.rows()
+    keys = [row[each.record["key"]].encode() for row in rows]
+    texts = [json.dumps(row).encode() for row in rows]
     log = KafkaLog(kafka.bootstrap)
     log.create(events, PARTITIONS)
     service = Service(
@@ -84,7 +93,7 @@ def test_kills_change_no_alert(
             batch_records=500,
         )
     )
-    outs = [Out(events, key, line) for key, line in zip(keys, lines, strict=True)]
+    outs = [Out(events, key, text) for key, text in zip(keys, texts, strict=True)]
     victims = ["owner", "scorer", "owner"]
     step = len(outs) // (len(victims) + 1) + 1
     try:
@@ -101,7 +110,7 @@ def test_kills_change_no_alert(
         service.stop()
         log.close()
     path, out = tmp_path / "records.jsonl", tmp_path / "alerts.jsonl"
-    path.write_bytes(b"\n".join(lines) + b"\n")
+    path.write_bytes(b"\n".join(texts) + b"\n")
     scorer = build(shipped(each.preset))
     backtest(service.spec, scorer, path, tmp_path / "o.parquet", alerts=out, partitions=PARTITIONS)
     filed = placeless(Counter(line.decode() for line in out.read_bytes().splitlines()))

@@ -30,7 +30,7 @@ def report(epoch: str, *tallies: Tally) -> OwnerReport:
     lanes = tuple(
         LaneReport(
             lane=number, state="running", words="", partitions=(), version="m@1", opened=1,
-            records=0, alerts=0, rejects=0, commits=0, keys=0, evicted=0, in_flight=0,
+            records=0, alerts=0, rejects=0, commits=0, keys=0, evicted=0, labels={}, in_flight=0,
             committed={}, position={}, version_since={}, delay_ms=(0.0, 0.0), snapshot="",
             tally=tally,
         )

@@ -364,7 +364,7 @@ def test_a_customer_that_must_not_be_shown_is_in_no_alert() -> None:
 def test_the_example_is_whole() -> None:
     known = load(CONFIG).spec("")
     assert known.stage == "payments"
-    assert known.record.categories == ("customer", "payment", "fraud")
+    assert known.record.texts == ("customer", "payment", "fraud")
     assert not known.missing.enabled
     assert known.record.label_days == 8.0
 

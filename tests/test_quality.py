@@ -93,6 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     security(found)
     payments(found)
+    logs(found)
     return found
 
 
@@ -123,6 +124,23 @@ def security(found: Path) -> None:
     np.savez(found / "smtp.npz", X=numbers[:, :3], y=attack.astype(int))
 
 
+def logs(found: Path) -> None:
+    """Lines of two kinds; sessions of which the abnormal ones lack most of their lines."""
+    (found / "loghub_2k").mkdir()
+    with (found / "loghub_2k" / "Two_2k.log_structured.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["LineId", "Content", "EventId"])
+        rows.writerows(
+            [n, f"{'opened' if n % 3 else 'shut'} door {n}", n % 3 > 0] for n in range(90)
+        )
+    (found / "hdfs").mkdir()
+    rng = np.random.default_rng(4)
+    usual = ["5 5 22 11 9" + " 26" * int(n) for n in rng.integers(1, 4, 1_200)]
+    for name, kinds in (("normal", usual), ("abnormal", ["5 7 7"] * 60)):
+        blocks = [f"blk_{n},{each}\n" for n, each in enumerate(kinds)]
+        (found / "hdfs" / f"{name}_sessions.txt").write_text("".join(blocks))
+
+
 def ran(*words: str | Path) -> subprocess.CompletedProcess[str]:
     asked = [sys.executable, BENCH / "quality.py", *words]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
@@ -145,13 +163,17 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert measured(text, "AUC of `score`") > 0.99
     assert measured(text, "of `flood` (200)") > 0.9
     assert "## Security: smtp" in text
+    assert measured(text, "grouping accuracy, mean over systems") == 1.0
+    assert measured(text, "found at 1 % false positives, worst order") == 1.0
+    assert measured(text, "at a cold start, 3 % abnormal, mean of orders") > 0.5
     assert 0.0 < measured(text, "VUS-PR, mean over series") < 1.1
     assert "| Perfect | 1.100 | 0 |" in text
     assert "| Useless | -0.100 | 1 |" in text
     assert measured(text, "spike") > 0.5
     assert measured(text, "ASD after a level shift, at 0.001") >= 0.0
     assert measured(text, "average precision of `score`") > 0.9
-    assert "HDFS sessions" in text.split("## Not yet")[1]
+    assert "series that are not public here" in text.split("## Not yet")[1]
+    assert measured(text, "found at 1 % false positives, worst order") > 0.5
     assert "Not measured in this run" not in text
     assert str(folder) not in text
     assert "lagbank@" in text

@@ -39,6 +39,7 @@ SPECS = (
     RecordSpec(values=("x", "\u00e4"), key=None, time="t", ahead_max_ms=1_000),
     RecordSpec(values=("k", "x"), key="k", time="t"),  # one field is two things
     RecordSpec(values=("x",), words=("pad", "y"), key="k", time="t"),
+    RecordSpec(values=(), message="pad", session="y", key="k", time="t"),
 )
 Row = tuple[bytes, int, tuple[bytes, ...], tuple[int, ...]]  # values bit for bit, hashes of words
 ISO = re.compile(
@@ -82,6 +83,16 @@ def whole(digits: str) -> int | float:
     return int(digits) if len(digits) <= 400 else math.inf
 
 
+def texts_of(record: Any, spec: RecordSpec) -> list[str]:
+    """The words of a record; a line is a string that is not empty. Raises Unlike."""
+    words = [record.get(name) for name in spec.texts]
+    if any(type(each) not in (str, int, bool, type(None)) for each in words):
+        raise Unlike
+    if spec.message is not None and not (words[0] and type(words[0]) is str):
+        raise Unlike
+    return ["" if w is None else str(w).lower() if type(w) is bool else str(w) for w in words]
+
+
 def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
     """What a record means. Raises Unlike, or ValueError where it is no JSON."""
     if not value or len(value) > spec.bytes_max:
@@ -112,10 +123,7 @@ def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
         numbers = [math.nan if each is None else float(each) for each in values]
     except OverflowError:
         raise Unlike from None
-    words = [record.get(name) for name in spec.words]
-    if any(type(each) not in (str, int, bool, type(None)) for each in words):
-        raise Unlike
-    texts = ["" if w is None else str(w).lower() if type(w) is bool else str(w) for w in words]
+    texts = texts_of(record, spec)
     if any(map(math.isinf, numbers)) or (all(map(math.isnan, numbers)) and not any(texts)):
         raise Unlike
     return key, time, tuple(map(bits, numbers)), tuple(hash_of(each.encode()) for each in texts)

@@ -1,0 +1,293 @@
+"""Is this session (a request, a block, a login) like the sessions its service had before?
+
+A session is too young to know itself: the population of its key does. The key is the service, the
+session a field of the record. When a session ends, each kind of line (template) it had c times, 0
+counts, is judged by how few of the past sessions had so few, or so many:
+
+    o_t = -log10 min(share of sessions with <= c, share with >= c)     counts in 12 steps
+    score = max o_t + 0.1 * sum o_t
+
+A session ends when it was silent for `idle_ms` of its key's clock (largest time seen), when it is
+full of records, or when its set of rows is full and it is the longest silent. The table is swept
+two rows a record, so an end is said at most SESSIONS / 2 records of the key after it is due.
+
+Memory guard, once the population counts YOUNG sessions. One whose sum is far from the sums learned
+so far teaches nothing. One that is strange by a single kind teaches while such are few; when more
+than CROWD of the late ones are strange it is an incident, and they teach nothing until it is over.
+Else what happens again and again becomes usual before anyone has looked; and without the exception
+a rare but healthy kind that comes first after YOUNG would be strange for ever.
+
+Everything is a function of the key's records in order. Records of one service must come through one
+partition for one population; a service spread over partitions by session has one in each.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from raywatch.models.log_shelf import find
+from raywatch.models.scorer import F64, I32, I64, U8
+
+U64 = NDArray[np.uint64]
+
+KINDS = 64  # kinds of line a service is counted by; the last one is all that came later
+SESSIONS = 1024  # sessions open at a time
+RECORDS_MAX = 10_000  # A longer session ends: nothing waits for ever.
+SWEEP = 2  # rows looked at with each record
+ENDS_MAX = SWEEP + 1  # sessions that may end at one record
+YOUNG = 200.0  # sessions that teach whatever they are
+STRANGE = 2.5  # -log10: about one session in 300
+FAR = 1.75  # times the 0.99 quantile of the sums
+CROWD = 0.08  # share of strange sessions among the last RECENT or so
+RECENT = 30.0
+SHARE = 0.1  # of the sum in the score
+ID_BYTES = 40  # of a session's id that are kept to name it: a UUID has 36
+HEAD_BYTES = 120  # of the first line of a kind, likewise
+
+STEPS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 33, 65)  # counts of one step are alike: 5 is as 6, 17 as 32
+BINS = len(STEPS) + 1
+_BIN = np.searchsorted(np.array(STEPS), np.arange(256), side="right").astype(np.int64)
+
+TOTAL, LINE, ODD = range(3)
+NOTICED, ID, KIND, COUNT, RECORDS, LOW, HIGH = range(7)  # columns of an end
+END = 7
+
+
+class Sessions(NamedTuple):
+    """Everything that is remembered of the sessions of S services."""
+
+    kind: U64  # (S, KINDS) template of each kind, in order of first sight
+    kind_head: U8  # (S, KINDS, HEAD_BYTES) beginning of its first line, zeros behind it
+    session: U64  # (S, SESSIONS) hash of the id, 0: free
+    session_id: U8  # (S, SESSIONS, ID_BYTES) beginning of the id, zeros behind it
+    stamp: I64  # (S, SESSIONS) the key's count of records at its last one
+    last_ms: I64  # (S, SESSIONS)
+    records: I32  # (S, SESSIONS)
+    counts: U8  # (S, SESSIONS, KINDS) 255: that or more
+    past: F64  # (S, KINDS, BINS) sessions that had so many lines of a kind
+    sums: F64  # (S, 3) sessions learned, 0.99 quantile of their sums, late share of strange ones
+    clock_ms: I64  # (S,)
+    ordinal: I64  # (S,)
+
+
+LAYOUT: dict[str, tuple[tuple[int, ...], Any]] = {
+    "kind": ((KINDS,), np.uint64),
+    "kind_head": ((KINDS, HEAD_BYTES), np.uint8),
+    "session": ((SESSIONS,), np.uint64),
+    "session_id": ((SESSIONS, ID_BYTES), np.uint8),
+    "stamp": ((SESSIONS,), np.int64),
+    "last_ms": ((SESSIONS,), np.int64),
+    "records": ((SESSIONS,), np.int32),
+    "counts": ((SESSIONS, KINDS), np.uint8),
+    "past": ((KINDS, BINS), np.float64),
+    "sums": ((3,), np.float64),
+    "clock_ms": ((), np.int64),
+    "ordinal": ((), np.int64),
+}
+
+
+class Texts(NamedTuple):
+    """Where the lines and the ids of N records lie, and how much of a line may be kept."""
+
+    text: U8
+    line_begin: I64  # (N,)
+    line_size: I32  # (N,)
+    id_begin: I64  # (N,)
+    id_size: I32  # (N,)
+    keep: int  # bytes of a line: HEAD_BYTES, or 0 where lines are withheld
+
+
+class Ends(NamedTuple):
+    """The sessions that ended, in the order of the records that noticed it."""
+
+    row: I64  # (M, END) NOTICED, ID, KIND (the strangest), COUNT of it, RECORDS, LOW, HIGH
+    session_id: U8  # (M, ID_BYTES)
+    head: U8  # (M, HEAD_BYTES) of the strangest kind
+    score: F64  # (M,)
+
+
+@njit(cache=True, nogil=True)
+def _rarity(past: F64, total: float, step: int) -> float:
+    """o_t of one kind; 0 where the population is empty."""
+    low = high = 0.0
+    for i in range(BINS):
+        if i <= step:
+            low += past[i]
+        if i >= step:
+            high += past[i]
+    return max(-math.log10((min(low, high) + 0.5) / (total + 1.0)), 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _close(counts: U8, past: F64, sums: F64, usual: I64) -> tuple[float, int]:
+    """Judge a session by the population, then let it teach: (score, strangest kind).
+
+    `usual`: out (2,), see `_usual`, of that kind.
+    """
+    worst, which, total = 0.0, 0, 0.0
+    for t in range(KINDS):
+        rarity = _rarity(past[t], sums[TOTAL], int(_BIN[counts[t]]))
+        total += rarity
+        if rarity > worst:
+            worst, which = rarity, t
+    _usual(past[which], sums[TOTAL], usual)
+    far = total > FAR * sums[LINE]
+    strange = far or worst > STRANGE
+    young = sums[TOTAL] < YOUNG
+    if not young:
+        sums[ODD] += ((1.0 if strange else 0.0) - sums[ODD]) / RECENT
+        if far or (strange and sums[ODD] > CROWD):
+            return worst + SHARE * total, which
+    for t in range(KINDS):
+        past[t, _BIN[counts[t]]] += 1.0
+    sums[TOTAL] += 1.0
+    if young or not strange:
+        gain = 3.0 * max(0.005, 1.0 / (sums[TOTAL] + 1.0)) * max(sums[LINE], 1.0)
+        sums[LINE] = max(sums[LINE] + gain * ((1.0 if total > sums[LINE] else 0.0) - 0.01), 0.0)
+    return worst + SHARE * total, which
+
+
+@njit(cache=True, nogil=True)
+def _usual(past: F64, total: float, usual: I64) -> None:
+    """Steps between which the counts of a kind are in 19 of 20 past sessions."""
+    below = 0.0
+    usual[0] = usual[1] = -1
+    for i in range(BINS):
+        below += past[i]
+        if usual[0] < 0 and below > 0.025 * total:
+            usual[0] = i
+        if usual[1] < 0 and below >= 0.975 * total:
+            usual[1] = i
+
+
+@njit(cache=True, nogil=True)
+def _kind_of(kind: U64, code: np.uint64) -> tuple[int, bool]:
+    """The kind of a template, and whether it is new; all past had 0 of a new one."""
+    for t in range(KINDS - 1):
+        if kind[t] == code:
+            return t, False
+        if kind[t] == 0:
+            kind[t] = code
+            return t, True
+    return KINDS - 1, False
+
+
+@njit(cache=True, nogil=True)
+def _often(past: F64, total: float, step: int) -> float:
+    """-log10 share of past sessions that had a kind so often or more often."""
+    high = 0.0
+    for i in range(step, BINS):
+        high += past[i]
+    return max(-math.log10((high + 0.5) / (total + 1.0)), 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _copy(text: U8, begin: int, size: int, to: U8) -> None:
+    """The beginning of a text, zeros behind it."""
+    for at in range(to.shape[0]):
+        to[at] = text[begin + at] if at < size else 0
+
+
+@njit(cache=True, nogil=True)
+def _end(state: Sessions, slot: int, row: int, n: int, done: int, ends: Ends) -> None:
+    """Judge the session of a row, write its end down as number `done`, free the row."""
+    counts, out = state.counts[slot, row], ends.row[done]
+    ends.score[done], which = _close(
+        counts, state.past[slot], state.sums[slot], out[LOW : HIGH + 1]
+    )
+    out[NOTICED], out[ID] = n, np.int64(state.session[slot, row])
+    out[KIND], out[COUNT], out[RECORDS] = which, counts[which], state.records[slot, row]
+    ends.session_id[done] = state.session_id[slot, row]
+    ends.head[done] = state.kind_head[slot, which]
+    state.session[slot, row] = 0
+
+
+@njit(cache=True, nogil=True)
+def _sweep(state: Sessions, slot: int, idle_ms: int, n: int, done: int, ends: Ends) -> int:
+    """End what was silent for too long in the next rows; returns how many ended by now."""
+    due = state.clock_ms[slot] - idle_ms
+    first = (state.ordinal[slot] * SWEEP) % SESSIONS
+    for row in range(first, first + SWEEP):
+        if state.session[slot, row] != 0 and state.last_ms[slot, row] < due:
+            _end(state, slot, row, n, done, ends)
+            done += 1
+    return done
+
+
+@njit(cache=True, nogil=True)
+def _place(
+    state: Sessions, slot: int, time_ms: int, session: np.uint64, idle_ms: int, n: int, done: int,
+    ends: Ends,
+) -> tuple[int, int, bool]:  # fmt: skip
+    """The row of a record's session: row, how many ended by now, whether the session is new."""
+    row, known = find(state.session, state.stamp, slot, session)
+    over = known and state.records[slot, row] >= RECORDS_MAX
+    over = over or (known and state.last_ms[slot, row] < state.clock_ms[slot] - idle_ms)
+    if state.session[slot, row] != 0 and (over or not known):
+        _end(state, slot, row, n, done, ends)
+        done += 1
+    new = state.session[slot, row] == 0
+    if new:
+        state.session[slot, row], state.last_ms[slot, row] = session, time_ms
+        state.records[slot, row] = 0
+        state.counts[slot, row] = 0
+    return row, done, new
+
+
+@njit(cache=True, nogil=True)
+def follow(
+    slots: I32,
+    time_ms: I64,
+    ids: I64,
+    codes: U64,
+    texts: Texts,
+    idle_ms: int,
+    state: Sessions,
+    early: F64,
+    ends: Ends,
+) -> int:
+    """Take N records in their order.
+
+    Args:
+        slots: (N,) key (service) of each record.
+        time_ms: (N,) its time.
+        ids: (N,) hash of its session, 0: it has none.
+        codes: (N,) its template.
+        texts: of the records.
+        idle_ms: silence that ends a session.
+        state: of all services.
+        early: out, element n: how few past sessions had this kind so often, said while the session
+            runs; NaN for a record without a session, and while the population is young.
+        ends: out, M >= ENDS_MAX * N is enough.
+
+    Returns:
+        The number of sessions that ended.
+    """
+    done = 0
+    for n in range(slots.shape[0]):
+        slot = slots[n]
+        state.ordinal[slot] += 1
+        state.clock_ms[slot] = max(state.clock_ms[slot], time_ms[n])
+        done = _sweep(state, slot, idle_ms, n, done, ends)
+        early[n] = np.nan
+        if ids[n] == 0:
+            continue
+        # After the sweep, which may have ended this very session.
+        row, done, new = _place(state, slot, time_ms[n], np.uint64(ids[n]), idle_ms, n, done, ends)
+        if new:
+            _copy(texts.text, texts.id_begin[n], texts.id_size[n], state.session_id[slot, row])
+        t, unseen = _kind_of(state.kind[slot], codes[n])
+        if unseen:
+            size = min(texts.line_size[n], texts.keep)
+            _copy(texts.text, texts.line_begin[n], size, state.kind_head[slot, t])
+        counts = state.counts[slot, row]
+        counts[t] = min(int(counts[t]) + 1, 255)
+        state.records[slot, row] += 1
+        state.stamp[slot, row] = state.ordinal[slot]
+        state.last_ms[slot, row] = max(state.last_ms[slot, row], time_ms[n])
+        if state.sums[slot, TOTAL] >= YOUNG:
+            early[n] = _often(state.past[slot, t], state.sums[slot, TOTAL], int(_BIN[counts[t]]))
+    return done

@@ -1,0 +1,326 @@
+"""Log lines: which line, or which session, is like none that its key had before?
+
+A line's template is a function of its bytes (log_template.py). Per key, five numbers of a line
+(log_lines.py) and, where records have a session, two of it (log_sessions.py) become one tail
+probability by the key's own past (log_judging.py).
+
+State of a key is 47 KB, with sessions 205 KB: it lies in rows of its own, of which there are never
+more than keys that are known at one time. A key has its row from its first record to the record
+that displaces it, also within a batch; numbers of rows mean nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raywatch.models import calibrate, log_judging, log_lines, log_sessions, log_template, promise
+from raywatch.models.errors import ArtifactError
+from raywatch.models.log_judging import Judged, Out, Rule
+from raywatch.models.log_lines import Lines
+from raywatch.models.log_sessions import ENDS_MAX, Ends, Sessions, Texts
+from raywatch.models.rows import Rows
+from raywatch.models.scorer import F64, I32, I64, U8, Component, Level, Scores, Segments
+from raywatch.models.settings import DecideSettings
+
+U64 = NDArray[np.uint64]
+
+OF_LINES = tuple(Component(name) for name in log_lines.CHANNELS)
+OF_SESSIONS = (Component("early"), Component("session"))
+COMPONENTS = (*OF_LINES, *OF_SESSIONS)
+EXPLAIN = 2.5  # -log10 p from which the line before is kept, unless alerts begin earlier
+RECORD_BYTES = 1_024  # of a record on its way through: what it is read into, and what is said
+
+Layout = Mapping[str, tuple[tuple[int, ...], Any]]
+
+
+def _judged(sessions: bool) -> Layout:
+    rows = len(OF_LINES) + sessions
+    return {
+        "calibration": ((rows, calibrate.COLUMNS), np.float64),
+        "session": ((1, calibrate.COLUMNS), np.float64),
+        "rushing": ((), np.uint8),
+        "promise": ((promise.COLUMNS,), np.float64),
+        "head": ((log_sessions.HEAD_BYTES,), np.uint8),
+    }
+
+
+def layout(sessions: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and kind of each array, by key."""
+    found = {f"lines.{name}": each for name, each in log_lines.LAYOUT.items()}
+    found |= {f"judged.{name}": each for name, each in _judged(sessions).items()}
+    if sessions:
+        found |= {f"sessions.{name}": each for name, each in log_sessions.LAYOUT.items()}
+    return found
+
+
+def key_bytes(sessions: bool) -> int:
+    """State of one key."""
+    shapes = layout(sessions).values()
+    return sum(int(np.prod(tail, dtype=int)) * np.dtype(kind).itemsize for tail, kind in shapes)
+
+
+class LogsModel:
+    """The version that a pool holds: lanes score themselves, so it is never asked."""
+
+    levels: tuple[Level, ...] = ()
+    components = COMPONENTS
+    stage = "logs"
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def score(self, segments: Segments) -> Scores:
+        """Nothing to nothing: no level is asked for."""
+        assert segments.fresh.shape[0] == 0, segments.fresh.shape
+        return Scores({}, np.zeros(0, np.float32), np.zeros(0, np.int32), self.version)
+
+
+class Batch(NamedTuple):
+    """N records, in batch order."""
+
+    slots: I32  # (N,) of their keys
+    time_ms: I64  # (N,)
+    text: U8  # what lines and ids lie in
+    line_begin: I64  # (N,)
+    line_size: I32  # (N,)
+    session: I64  # (N,) hash of the session, 0: none
+    id_begin: I64  # (N,)
+    id_size: I32  # (N,) 0: none, or withheld
+
+
+class Seen(NamedTuple):
+    """What is said of N records."""
+
+    before: I64  # (N,) lines of the key before it
+    code: U64  # (N,) the template it goes by
+    why: F64  # (N, log_lines.WHY)
+    early: F64  # (N,) see log_sessions.follow; NaN without sessions
+    said: Out
+    ends: Ends  # the M sessions that ended; NOTICED is the record of the batch
+
+
+class Logs:
+    """Lines and sessions of the keys of one lane. One thread uses it."""
+
+    def __init__(
+        self,
+        decide: DecideSettings,
+        *,
+        sessions: bool = False,
+        idle_ms: int = 60_000,
+        explain: float = EXPLAIN,
+        keep: bool = True,
+    ) -> None:
+        """Nothing is known yet.
+
+        Args:
+            decide: warm-up and half-life count.
+            sessions: whether records have them.
+            idle_ms: silence that ends one.
+            explain: -log10 p from which the line before is told.
+            keep: whether the beginning of a line may be kept, to name it in an alert.
+        """
+        rates = calibrate.rates(decide.half_life)
+        self._rule = Rule(decide.warmup, *rates, min(explain, EXPLAIN), sessions)
+        self._idle_ms = idle_ms
+        self._keep = log_sessions.HEAD_BYTES if keep else 0
+        self._sessions = sessions
+        self._row = Rows((), np.int32)  # by slot: its row + 1, 0: it has none
+        self._slots = 0
+        self._arrays = {n: Rows(tail, kind) for n, (tail, kind) in layout(sessions).items()}
+        self._used, self._free = 0, list[int]()  # rows that were ever given, and that came back
+
+    @property
+    def rows(self) -> int:
+        """Rows that were ever given to a key: what memory is taken for."""
+        return self._used
+
+    def ensure(self, slots: int) -> None:
+        """Have room for slots 0 .. slots-1."""
+        self._row.reserve(slots)
+        self._slots = max(self._slots, slots)
+
+    def observe(self, batch: Batch, gone: tuple[I64, I64]) -> Seen:
+        """Judge N records, each by the past of its key, then learn them.
+
+        `gone`: (G,) records that displaced keys, ascending, and (G,) the slots of these.
+        """
+        batch, count = _fixed(batch), batch.slots.shape[0]
+        code, family, values = log_template.read_lines(
+            batch.text, batch.line_begin, batch.line_size
+        )
+        rows = len(OF_LINES) + self._sessions
+        before, why = np.empty(count, np.int64), np.empty((count, log_lines.WHY))
+        strange, early = np.empty((count, rows)), np.full(count, np.nan)
+        ends, done = _room(ENDS_MAX * count if self._sessions else 0), 0
+        said = _out(count, rows + self._sessions, ends.score.shape[0])
+        for part in self._pieces(count, gone):
+            texts = self._texts(batch, part)
+            slots = self._placed(batch.slots[part])
+            lines, judged = self._state(Lines, "lines"), self._state(Judged, "judged")
+            log_lines.look(
+                slots, batch.time_ms[part], code[part], family[part], values[part], lines,
+                before[part], strange[part], why[part],
+            )  # fmt: skip
+            new, rest = 0, _cut(ends, slice(done, None))
+            if self._sessions:
+                new = log_sessions.follow(
+                    slots, batch.time_ms[part], batch.session[part], code[part], texts,
+                    self._idle_ms, self._state(Sessions, "sessions"),
+                    early[part], rest,
+                )  # fmt: skip
+                strange[part, -1] = early[part]
+            log_judging.judge(
+                slots, before[part], strange[part], rest, new, texts, judged, self._rule,
+                _cut(said, part)._replace(end_rare=said.end_rare[done:]),
+            )  # fmt: skip
+            rest.row[:new, log_sessions.NOTICED] += part.start
+            ended = said.ended[part]
+            ended[ended >= 0] += done
+            done += new
+        said = said._replace(end_rare=said.end_rare[:done])
+        return Seen(before, code, why, early, said, _cut(ends, slice(done)))
+
+    def _pieces(self, count: int, gone: tuple[I64, I64]) -> Iterator[slice]:
+        """Records between two that displaced keys; rows of these keys come back in between."""
+        index, slots = gone
+        begin = 0
+        for at in np.unique(index).tolist():
+            if at > begin:
+                yield slice(begin, at)
+            self._release(slots[index == at])
+            begin = at
+        if count > begin:
+            yield slice(begin, count)
+
+    def _placed(self, slots: I32) -> I32:
+        """(N,) rows of slots; those that have none are given one."""
+        table = self._row.array
+        new = np.unique(slots[table[slots] == 0])
+        for slot in new.tolist():
+            if self._free:
+                row = self._free.pop()
+                for each in self._arrays.values():
+                    each.array[row] = 0
+            else:
+                row, self._used = self._used, self._used + 1
+            table[slot] = row + 1
+        for each in self._arrays.values() if new.shape[0] else ():
+            each.reserve(self._used)
+        return table[slots] - np.int32(1)
+
+    def _release(self, slots: I64) -> None:
+        table = self._row.array
+        self._free += [row - 1 for row in table[slots].tolist() if row > 0]
+        table[slots] = 0
+
+    def _texts(self, batch: Batch, part: slice) -> Texts:
+        return Texts(
+            batch.text, batch.line_begin[part], batch.line_size[part], batch.id_begin[part],
+            batch.id_size[part], self._keep,
+        )  # fmt: skip
+
+    def _state(self, kind: Any, prefix: str) -> Any:
+        """The arrays of one kernel."""
+        return kind(*(self._arrays[f"{prefix}.{name}"].array for name in kind._fields))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything remembered, as copies: `row` by slot, the rest by row, in order of slots."""
+        rows = self._row.array[: self._slots]
+        used = np.flatnonzero(rows)
+        row = np.zeros(self._slots, np.int32)
+        row[used] = np.arange(1, used.shape[0] + 1)
+        return {"row": row, **{n: a.array[rows[used] - 1] for n, a in self._arrays.items()}}
+
+    def load(self, saved: Mapping[str, NDArray[Any]], /) -> None:
+        """Replace everything by what `state` gave. Raises ArtifactError."""
+        row = saved["row"]
+        count = int(np.count_nonzero(row))
+        sound = row.ndim == 1 and bool((row[row > 0] == np.arange(1, count + 1)).all())
+        sound = sound and bool((row >= 0).all())
+        for name, (tail, _) in layout(self._sessions).items():
+            sound = sound and saved[name].shape == (count, *tail)
+        if not sound or not _sound(saved, self._sessions):
+            raise ArtifactError(
+                "lines of a snapshot have numbers that cannot be",
+                hint="delete the snapshot: the lane then rebuilds its state from the log",
+            )
+        self._row = Rows((), np.int32)
+        self._row.reserve(row.shape[0])
+        self._row.array[: row.shape[0]] = row
+        self._slots, self._used, self._free = row.shape[0], count, []
+        for name, (tail, kind) in layout(self._sessions).items():
+            fresh = Rows(tail, kind)
+            fresh.reserve(count)
+            fresh.array[:count] = saved[name]
+            self._arrays[name] = fresh
+
+
+def _cut(given: Any, part: slice) -> Any:
+    """The same arrays, of some records."""
+    return type(given)(*(each[part] for each in given))
+
+
+def _fixed(batch: Batch) -> Batch:
+    """The same, as kernels are compiled for it: the text read-only, the rest contiguous."""
+    text = batch.text.view()
+    text.flags.writeable = False
+    rest: Any = batch._replace(text=np.zeros(0, np.uint8))
+    return Batch(*(np.require(each, None, ["C", "W"]) for each in rest))._replace(text=text)
+
+
+def _room(ends: int) -> Ends:
+    """Pages that are not written take no memory."""
+    return Ends(
+        np.empty((ends, log_sessions.END), np.int64),
+        np.empty((ends, log_sessions.ID_BYTES), np.uint8),
+        np.empty((ends, log_sessions.HEAD_BYTES), np.uint8),
+        np.empty(ends),
+    )
+
+
+def _out(count: int, components: int, ends: int) -> Out:
+    return Out(
+        score=np.empty(count),
+        rare=np.empty(count),
+        fired=np.empty(count, np.int64),
+        said=np.empty((count, components)),
+        ended=np.empty(count, np.int64),
+        prior=np.empty((count, log_sessions.HEAD_BYTES), np.uint8),
+        end_rare=np.empty(ends),
+    )
+
+
+def _sound(saved: Mapping[str, NDArray[Any]], sessions: bool) -> bool:
+    """Whether all numbers can be, as far as kernels need it."""
+    floats = [each for each in saved.values() if each.dtype.kind == "f"]
+    sound = all(bool(np.isfinite(each).all()) for each in floats)
+    counts = ["lines.stat", "lines.met", "lines.pair_count", "lines.ordinal", "lines.total"]
+    counts += ["judged.calibration", "judged.session"]
+    counts += ["sessions.records", "sessions.past", "sessions.sums"] if sessions else []
+    sound = sound and all(bool((saved[name] >= 0).all()) for name in counts)
+    numbers, pace, news = saved["lines.numbers"], saved["lines.pace"], saved["lines.news"]
+    sound = sound and bool((numbers[..., [log_lines.SEEN, log_lines.VARIANCE]] >= 0).all())
+    sound = sound and bool((pace[:, 1:] >= 0).all())
+    now = saved["lines.ordinal"]
+    for stamp in ("stamp", "family_stamp", "pair_stamp"):
+        each = saved[f"lines.{stamp}"]
+        sound = sound and bool(((each >= 0) & (each <= now[:, None])).all())
+    sound = sound and bool(((news >= 0) & (news <= now[:, None, None])).all())
+    return sound and (not sessions or bool((saved["sessions.ordinal"] >= 0).all()))
+
+
+def warm_logs() -> None:
+    """Compile the kernels of this stage."""
+    logs = Logs(DecideSettings(), sessions=True)
+    logs.ensure(1)
+    one = np.zeros(1, np.int64)
+    small = np.ones(1, np.int32)
+    text = np.frombuffer(b"a\0", np.uint8)
+    nobody = np.zeros(0, np.int64)
+    logs.observe(
+        Batch(np.zeros(1, np.int32), one, text, one, small, one + 1, one, small), (nobody, nobody)
+    )
+    log_template.template_of(b"a")
