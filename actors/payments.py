@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from raywatch.actors.alerts import Shown
+from raywatch.actors.alone import AloneFlow, grouped
 from raywatch.actors.checkpoint import Arrays, Snapshot
-from raywatch.actors.flow import Batch, Flow, Part
+from raywatch.actors.flow import Batch, Part
 from raywatch.actors.keys import Gone, KeyTable, Taken
 from raywatch.actors.labels import kinds
 from raywatch.actors.pseudonyms import WITHHELD
@@ -22,22 +23,21 @@ from raywatch.actors.scan import hash_column
 from raywatch.models import incident
 from raywatch.models import payment_features as features
 from raywatch.models.following import FIRED, INDEX, KIND, ORDINAL, SINCE, Following
-from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
 from raywatch.models.payment_names import FEATURES, PAYMENT
 from raywatch.models.payments import COMPONENTS, WARM, Payments
 from raywatch.models.payments_kernel import CHANCES, Found
 from raywatch.models.payments_kernel import Batch as Given
-from raywatch.models.scorer import F64, I32, I64, ModelSpec, Scores
+from raywatch.models.scorer import F64, I64, ModelSpec, Scores
 
 NONE = np.zeros(0, np.int64)
 BESIDE = 3  # columns behind the features: chance of fraud, customer, id
 
 
-class PaymentsFlow(Flow):
+class PaymentsFlow(AloneFlow):
     """Payments and labels: what is learnt by partition, incidents by terminal."""
 
-    by_partition = (*Flow.by_partition, "customers.partitions", *(f"payments.{name}" for name in (
+    by_partition = (*AloneFlow.by_partition, "customers.partitions", *(f"payments.{n}" for n in (
         "base", "total", "calibration", "usual", "visits", "id", "paid", "who", "codes", "weight",
         "bias",
     )))  # fmt: skip
@@ -49,14 +49,6 @@ class PaymentsFlow(Flow):
             partitions, late_s=86_400.0 * record.label_days, labelled=record.label is not None
         )
         self.following = Following(self.spec.decide, tuple(each.name for each in COMPONENTS))
-
-    def _adopt(self, model: ModelSpec) -> None:
-        self.model = model
-
-    def _featurised(
-        self, records: Records, order: I64, touched: I32, counts: I32, gone: Gone, model: ModelSpec
-    ) -> Appended | None:
-        return None
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         records, order = batch.records, batch.order
@@ -77,10 +69,9 @@ class PaymentsFlow(Flow):
         judged = np.where(kind == PAYMENT, warm, False).astype(np.uint8)
         judged[paid] += hushed
         steps[:, INDEX] = paid[steps[:, INDEX]]
-        grouped = np.empty_like(order)
-        grouped[order] = np.arange(order.shape[0])
+        place = grouped(batch)
         episodes = [
-            self._episode(batch, found, step, kept, event, int(grouped[step[INDEX]]))
+            self._episode(batch, found, step, kept, event, int(place[step[INDEX]]))
             for step in steps.tolist()
         ]
         episodes.sort(key=lambda each: each.index)
@@ -158,7 +149,7 @@ class PaymentsFlow(Flow):
 
     def _forgotten(self, gone: Gone) -> list[Forgotten]:
         self.payments.forget(customers=NONE, terminals=gone.slot)
-        return self.following.forget(gone.index, gone.slot)
+        return super()._forgotten(gone)
 
     def labels(self) -> dict[str, int]:
         """Since the beginning of the log, or as far back as it was read."""
@@ -176,16 +167,8 @@ class PaymentsFlow(Flow):
         arrays["customers.partition"] = np.array([*index, -1], np.int32)[of]
         return super()._widened(replace(snapshot, arrays=arrays))
 
-    def _state(self) -> dict[str, Part]:
-        return {
-            "keys": self.keys,
-            "customers": self.customers,
-            "payments": self.payments,
-            "following": self.following,
-            "missing": self.missing,
-            "budget": self.budget,
-            "rejecting": self.rejecting,
-        }
+    def _own(self) -> dict[str, Part]:
+        return {"customers": self.customers, "payments": self.payments}
 
     def layout(self) -> str:
         """What was learnt is of the fields by name, and of how late labels may be."""

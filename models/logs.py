@@ -21,8 +21,9 @@ from raywatch.models.log_judging import Judged, Out, Rule
 from raywatch.models.log_lines import Lines
 from raywatch.models.log_sessions import ENDS_MAX, Ends, Sessions, Texts
 from raywatch.models.rows import Rows
-from raywatch.models.scorer import F64, I32, I64, U8, Component, Level, Scores, Segments
+from raywatch.models.scorer import F64, I32, I64, U8, Component
 from raywatch.models.settings import DecideSettings
+from raywatch.models.unasked import Unasked
 
 U64 = NDArray[np.uint64]
 
@@ -61,20 +62,11 @@ def key_bytes(sessions: bool) -> int:
     return sum(int(np.prod(tail, dtype=int)) * np.dtype(kind).itemsize for tail, kind in shapes)
 
 
-class LogsModel:
-    """The version that a pool holds: lanes score themselves, so it is never asked."""
+class LogsModel(Unasked):
+    """The version that says which arithmetic lanes use."""
 
-    levels: tuple[Level, ...] = ()
     components = COMPONENTS
     stage = "logs"
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-
-    def score(self, segments: Segments) -> Scores:
-        """Nothing to nothing: no level is asked for."""
-        assert segments.fresh.shape[0] == 0, segments.fresh.shape
-        return Scores({}, np.zeros(0, np.float32), np.zeros(0, np.int32), self.version)
 
 
 class Batch(NamedTuple):

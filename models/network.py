@@ -30,7 +30,8 @@ from raywatch.models.network_kernel import (
     State,
     observe,
 )
-from raywatch.models.scorer import F32, F64, I32, I64, Component, Level, Scores, Segments
+from raywatch.models.scorer import F32, F64, I32, I64, Component
+from raywatch.models.unasked import Unasked
 
 COARSE, FINE = 64, 32  # subspaces
 COLUMNS_MAX = 5  # columns of a coarse subspace
@@ -46,20 +47,11 @@ EXPLAIN = 2.5  # -log10 p from which shares of columns are worked out, unless al
 COMPONENTS = (Component("rarity"), Component("burst"))
 
 
-class NetworkModel:
-    """The version that a pool holds: lanes score themselves, so it is never asked."""
+class NetworkModel(Unasked):
+    """The version that says which arithmetic lanes use."""
 
-    levels: tuple[Level, ...] = ()
     components = COMPONENTS
     stage = "network"
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-
-    def score(self, segments: Segments) -> Scores:
-        """Nothing to nothing: no level is asked for."""
-        assert segments.fresh.shape[0] == 0, segments.fresh.shape
-        return Scores({}, np.zeros(0, np.float32), np.zeros(0, np.int32), self.version)
 
 
 def plan_of(numbers: int, words: int, seed: int = 0) -> Plan:

@@ -37,7 +37,8 @@ from raywatch.models.payments_kernel import (
     observe,
 )
 from raywatch.models.rows import Rows
-from raywatch.models.scorer import I32, I64, Component, Level, Scores, Segments
+from raywatch.models.scorer import I32, I64, Component
+from raywatch.models.unasked import Unasked
 
 WAIT = 1 << 17  # payments of a partition whose label is not known yet; a power of two
 VISITS = 1 << 18  # cells that count visits of customers to terminals; a power of two
@@ -50,20 +51,11 @@ _BY_SLOT = ("customer", "terminal")
 _HINT = "delete the snapshot: the lane then rebuilds its state from the log"
 
 
-class PaymentsModel:
-    """The version that a pool holds: lanes score themselves, so it is never asked."""
+class PaymentsModel(Unasked):
+    """The version that says which arithmetic lanes use."""
 
-    levels: tuple[Level, ...] = ()
     components = COMPONENTS
     stage = "payments"
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-
-    def score(self, segments: Segments) -> Scores:
-        """Nothing to nothing: no level is asked for."""
-        assert segments.fresh.shape[0] == 0, segments.fresh.shape
-        return Scores({}, np.zeros(0, np.float32), np.zeros(0, np.int32), self.version)
 
 
 def _pairs() -> I32:

@@ -20,8 +20,8 @@ from test_logs import (
 )
 
 from raywatch.actors.alerts import from_episode
-from raywatch.actors.log_stage import NAMES, LogsFlow
 from raywatch.actors.log_words import Words
+from raywatch.actors.logs import NAMES, LogsFlow
 from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.stages import flow_of
 from raywatch.cluster import memory

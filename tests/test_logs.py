@@ -19,7 +19,7 @@ from lanes import Killed, Mortal, live, spec, world
 
 from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
-from raywatch.actors.log_stage import LogsFlow, _lines
+from raywatch.actors.logs import LogsFlow, _lines
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost

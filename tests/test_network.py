@@ -18,11 +18,12 @@ from lanes import Killed, Mortal, live, spec, world
 
 from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
+from raywatch.actors.network import NetworkFlow
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
 from raywatch.actors.spec import DetectorSpec
-from raywatch.actors.stages import NetworkFlow, flow_of
+from raywatch.actors.stages import flow_of
 from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
 from raywatch.models.artifact import pack
 from raywatch.models.errors import ArtifactError, ConfigError

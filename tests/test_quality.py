@@ -173,7 +173,6 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert measured(text, "ASD after a level shift, at 0.001") >= 0.0
     assert measured(text, "average precision of `score`") > 0.9
     assert "series that are not public here" in text.split("## Not yet")[1]
-    assert measured(text, "found at 1 % false positives, worst order") > 0.5
     assert "Not measured in this run" not in text
     assert str(folder) not in text
     assert "lagbank@" in text

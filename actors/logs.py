@@ -9,23 +9,22 @@ import math
 import numpy as np
 
 from raywatch.actors.alerts import Shown
+from raywatch.actors.alone import AloneFlow, grouped
 from raywatch.actors.checkpoint import Arrays
-from raywatch.actors.flow import Batch, Flow, Part
-from raywatch.actors.keys import Gone
+from raywatch.actors.flow import Batch, Part
 from raywatch.actors.log_words import SESSION_MAX, Words, text_of
 from raywatch.actors.pseudonyms import WITHHELD
 from raywatch.actors.records import Records
 from raywatch.models import incident, log_sessions, logs
 from raywatch.models.following import FIRED, INDEX, KIND, ORDINAL, SINCE, Following
-from raywatch.models.history import Appended
-from raywatch.models.incident import Decided, Ended, Episode, Forgotten
+from raywatch.models.incident import Decided, Ended, Episode
 from raywatch.models.logs import COMPONENTS, OF_LINES, Logs, Seen
 from raywatch.models.scorer import F64, I32, I64, ModelSpec, Scores
 
 NAMES = tuple(each.name for each in COMPONENTS)
 
 
-class LogsFlow(Flow):
+class LogsFlow(AloneFlow):
     """Log lines: templates, sessions and incidents by key."""
 
     def _scored_by(self, model: ModelSpec) -> None:
@@ -44,14 +43,6 @@ class LogsFlow(Flow):
         self.following = Following(decide, NAMES)
         self._words: Words | None = None  # of the batch at hand
 
-    def _adopt(self, model: ModelSpec) -> None:
-        self.model = model
-
-    def _featurised(
-        self, records: Records, order: I64, touched: I32, counts: I32, gone: Gone, model: ModelSpec
-    ) -> Appended | None:
-        return None
-
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         records, slots, order = batch.records, batch.slots, batch.order
         for each in (self.logs, self.following):
@@ -63,12 +54,11 @@ class LogsFlow(Flow):
         event, held, steps = self.following.follow(
             slots, records.time_ms, rare, np.maximum(fired, 0), self._account(batch)
         )
-        grouped = np.empty_like(order)
-        grouped[order] = np.arange(order.shape[0])
+        place = grouped(batch)
         p = 10.0**-rare
         evidence = _evidence(seen, records.words.shape[1])
         episodes = [
-            self._episode(step, batch, int(grouped[step[INDEX]]), seen, evidence[step[INDEX]])
+            self._episode(step, batch, int(place[step[INDEX]]), seen, evidence[step[INDEX]])
             for step in steps.tolist()
         ]
         episodes.sort(key=lambda each: each.index)
@@ -79,18 +69,18 @@ class LogsFlow(Flow):
             episodes,
             ((fired >= 0) + held).astype(np.uint8)[order],
             evidence[order] if self._evidence else None,
-            _ended(seen, grouped) if self.spec.record.session is not None else None,
+            _ended(seen, place) if self.spec.record.session is not None else None,
         )
 
     def _episode(
-        self, step: list[int], batch: Batch, grouped: int, seen: Seen, evidence: F64
+        self, step: list[int], batch: Batch, index: int, seen: Seen, evidence: F64
     ) -> Episode:
         assert self._words is not None
         at, columns = step[INDEX], evidence.shape[0]
         total = float(evidence.sum())
         share = evidence / total if total > 0.0 else np.full(columns, 1.0 / columns)
         return Episode(
-            index=grouped,
+            index=index,
             kind=incident.KINDS[step[KIND]],
             slot=int(batch.slots[at]),
             since_ms=step[SINCE],
@@ -126,22 +116,12 @@ class LogsFlow(Flow):
             texts[0] = line.text
         return {"words": tuple((text, math.nan) for text in texts), "line": line}
 
-    def _forgotten(self, gone: Gone) -> list[Forgotten]:
-        return self.following.forget(gone.index, gone.slot)
-
     def _aligned(self, arrays: Arrays, slots: int) -> bool:
         names = "following.chance", "logs.row"
         return all(arrays[name].shape[0] == slots for name in names)
 
-    def _state(self) -> dict[str, Part]:
-        return {
-            "keys": self.keys,
-            "logs": self.logs,
-            "following": self.following,
-            "missing": self.missing,
-            "budget": self.budget,
-            "rejecting": self.rejecting,
-        }
+    def _own(self) -> dict[str, Part]:
+        return {"logs": self.logs}
 
     def layout(self) -> str:
         """With sessions a key has other arrays; another silence makes other sessions."""
@@ -170,11 +150,11 @@ def _evidence(seen: Seen, columns: int) -> F64:
     return found
 
 
-def _ended(seen: Seen, grouped: I64) -> Ended:
+def _ended(seen: Seen, place: I64) -> Ended:
     """The sessions that ended, in the order of the records that noticed it."""
     ends = seen.ends
     return Ended(
-        grouped[ends.row[:, log_sessions.NOTICED]],
+        place[ends.row[:, log_sessions.NOTICED]],
         ends.session_id,
         ends.row[:, log_sessions.RECORDS],
         ends.score.astype(np.float32),
