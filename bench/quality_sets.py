@@ -4,6 +4,7 @@
     tsbad_u.parquet         series, t, x0, label
     tsbad_m/*.parquet       t, x0 .. xN, label: one file a series
     tsbad_meta.csv          series, vus_window: the buffer of VUS-PR
+    nab_published_scores.parquet       a column of scores for each published detector
     tsbad_[um]_published_vus_pr.csv     file, and the VUS-PR of each published method
     smd.npz, asd.npz        NAME|tr, NAME|te (records, channels), NAME|y labels of the test part
     interpretation_label/NAME.txt       begin-end:1,2,5 in the test part, channels from 1
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from raywatch.models.errors import ConfigError
 
 NEEDS = {  # what each part of the report reads
-    "nab": ("nab.parquet",),
+    "nab": ("nab.parquet", "nab_published_scores.parquet"),
     "tsbad_u": ("tsbad_u.parquet", "tsbad_meta.csv", "tsbad_u_published_vus_pr.csv"),
     "tsbad_m": ("tsbad_m", "tsbad_meta.csv", "tsbad_m_published_vus_pr.csv"),
     "smd": ("smd.npz", "interpretation_label"),
@@ -144,6 +145,12 @@ def buffers(folder: Path) -> dict[str, int]:
     """Buffer of VUS-PR of each TSB-AD series."""
     with (folder / "tsbad_meta.csv").open(newline="") as file:
         return {row["series"]: int(row["vus_window"]) for row in csv.DictReader(file)}
+
+
+def nab_published(folder: Path) -> dict[str, Any]:
+    """Scores of published detectors on the NAB records, (N,) of each, by detector."""
+    table = pq.read_table(folder / "nab_published_scores.parquet")
+    return {name: np.nan_to_num(table[name].to_numpy()) for name in table.column_names}
 
 
 def published(folder: Path, kind: str) -> dict[str, dict[str, float]]:

@@ -65,6 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flat, windows = value.T.reshape(-1), window.T.reshape(-1).astype(np.int16)
     nab = {"series": names, "ts": ts, "value": flat, "window": windows}
     pq.write_table(pa.table(nab), found / "nab.parquet")
+    perfect = (np.asarray(windows) >= 0).astype(np.float64)
+    pq.write_table(pa.table({"Perfect": perfect}), found / "nab_published_scores.parquet")
 
     label = (windows >= 0).astype(np.int8)
     univariate = {"series": names, "t": ts, "x0": flat, "label": label}
@@ -169,6 +171,7 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert 0.0 < measured(text, "VUS-PR, mean over series") < 1.1
     assert "| Perfect | 1.100 | 0 |" in text
     assert "| Useless | -0.100 | 1 |" in text
+    assert measured(text, "Perfect: found windows, in their first quarter") == 1.0
     assert measured(text, "spike") > 0.5
     assert measured(text, "ASD after a level shift, at 0.001") >= 0.0
     assert measured(text, "average precision of `score`") > 0.9
