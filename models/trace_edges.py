@@ -5,7 +5,8 @@ An edge is what a key (the service that is called) and one or two names (who cal
     slow    z / 2 up to z = 2, z the deviations of log duration above the edge's mean; beyond that
             1 + (z - 2) / h, h what z - 2 is on average where it is above 0: Hill's estimate of
             how heavy the tail is (1975, Annals of Statistics 3:1163), for each edge by itself
-    slower  the same of the last calls together: fading sum of deviations over its own deviation
+    slower  the mean deviation of the last calls over its own deviation, in which how well the
+            edge's mean is known has its part
     errors  sqrt(2 L), L = s log(s / e) + (n - s) log((n - s) / (n - e)) where s > e: the binomial
             log-likelihood ratio of s failures among the last n calls, of which e were to be
             expected by the edge's usual share
@@ -20,7 +21,8 @@ REACH decades beyond `edge`.
 
 Durations have heavy tails. A deviation teaches at most CLIP (Huber's location), and one far below
 the mean counts as an eighth of it: zeros of a clock that is too coarse say nothing more. The usual
-share of failures is drawn towards that of the key, by PRIOR calls.
+share of failures is drawn towards that of the key, by PRIOR calls, and has half a failure more than
+came: none in a thousand calls is no promise that none comes.
 
 A call is judged by the calls before it only. State of a key is a fixed set of rows (log_shelf.py
 says which edge is forgotten). It knows nothing of what is strange; traces_kernel.py says what is
@@ -160,19 +162,21 @@ def look_at_duration(cell: F32, duration: float, why: F64) -> tuple[float, float
     cell[LATE_SUM] = cell[LATE_SUM] * FADE_LATE + min(max(strange, -CLIP), CLIP)
     cell[LATE_SEEN] = cell[LATE_SEEN] * FADE_LATE + 1.0
     left = 1.0 - cell[LATE_SEEN] * (1.0 - FADE_LATE)  # FADE_LATE to the power of their number
-    spread = math.sqrt((1.0 - left * left) / (1.0 - FADE_LATE * FADE_LATE))
-    why[KNOWN], why[RECENT] = seen, mean + deviation * cell[LATE_SUM] / cell[LATE_SEEN]
+    late = cell[LATE_SUM] / cell[LATE_SEEN]
+    spread = (1.0 - left * left) / (1.0 - FADE_LATE * FADE_LATE) / cell[LATE_SEEN] ** 2
+    spread += 1.0 / min(float(seen), 2.0 / RATE)  # the edge's mean is not known better than that
+    why[KNOWN], why[RECENT] = seen, mean + deviation * late
     slow = max(strange, 0.0) / LINE
     if strange > LINE:
         slow = 1.0 + (strange - LINE) / (TAIL + cell[BEYOND_MEAN])
-    return slow, max(cell[LATE_SUM] / spread, 0.0), strange
+    return slow, max(late / math.sqrt(spread), 0.0), strange
 
 
 @njit(cache=True, nogil=True)
 def look_at_failure(cell: F32, of_key: F64, failed: bool, why: F64) -> tuple[float, bool]:
     """Errors, and whether there are many failures; it is one of the last calls then."""
     common = (of_key[0] + 0.5) / (of_key[1] + 50.0)
-    usual = (cell[FAILED] + PRIOR * common) / (cell[CALLS] + PRIOR)
+    usual = (cell[FAILED] + 0.5 + PRIOR * common) / (cell[CALLS] + 1.0 + PRIOR)
     cell[LATE_CALLS] = cell[LATE_CALLS] * FADE_LATE + 1.0
     cell[LATE_FAILED] = cell[LATE_FAILED] * FADE_LATE + (1.0 if failed else 0.0)
     calls, failures = float(cell[LATE_CALLS]), float(cell[LATE_FAILED])

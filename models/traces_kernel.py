@@ -6,10 +6,11 @@ Bonferroni; what they say is held against what was promised (promise.py), by key
     rare = max over the four - log10 4
 
 A call is *strange* where `slower` or `errors` says p < 0.01. A fault that is learnt becomes usual
-by going on, so of an edge whose calls are strange
+by going on, so of an edge that is known and whose calls are strange
 1. durations are not learnt, nor failures beyond those that come by chance (trace_edges.py);
 2. its stretch of strange calls is one event (runs declustering: Smith 1989, Statistical Science
-   4:367): behind the ORDINARY first of them only the 8th, 16th, 32nd, ... teach what is rare;
+   4:367): behind its first ones every sixteenth of them teaches what is rare, behind CHANCE_MAX
+   none;
 3. what has lasted for HOLD_CALLS calls of the edge, and HOLD_MS, is usual: it is learnt anew.
 
 An edge may have one call in a hundred of its key. So that its incident does not end between two of
@@ -28,7 +29,12 @@ from raywatch.models.scorer import F64, I32, I64, U8
 from raywatch.models.trace_edges import EDGE, ERRORS, HELD, SLOW, SLOWER, Edges
 
 LOUD = 2.0  # -log10 p from which a call is strange
-ORDINARY = 4  # strange calls in a row; chance alone brings as many
+GUARD_FROM = (
+    200.0  # calls of an edge, before which all of them teach: its mean may be off by chance
+)
+ORDINARY = 4  # strange calls in a row, for `slower`: chance alone brings as many,
+TEACHES = 16  # behind these, of so many one teaches
+CHANCE_MAX = 256  # and no chance so many: they neither teach nor count for the promise
 HOLD_CALLS, HOLD_MS = 1_000, 6 * 3_600_000
 HELD_MAX = 1 << 20  # float32 counts so far
 WAIT, WAIT_MAX = 4.0, 1_000.0  # usual gaps of the edge, and calls of the key
@@ -81,8 +87,9 @@ def _judge(calibration: F64, slot: int, strange: F64, failures: float, said: F64
 @njit(cache=True, nogil=True)
 def _teach(calibration: F64, slot: int, strange: F64, said: F64, held: int, rule: Rule) -> None:
     """What was said of a call, the `held`th of a strange stretch, teaches what is rare."""
-    within = held > ORDINARY and held & (held - 1) != 0
+    late = held % TEACHES != 0 or held > CHANCE_MAX
     for which in range(strange.shape[0]):
+        within = held > (ORDINARY if which == SLOWER else 1) and late
         if which == EDGE or not (within and said[which] >= LOUD):
             rate, excess_rate = rule.rate, rule.excess_rate
             if which in (SLOWER, ERRORS):
@@ -129,9 +136,10 @@ def observe(given: Calls, state: Edges, rule: Rule, out: Out) -> None:
         held = min(int(cell[HELD]) + 1, HELD_MAX) if loud else int(cell[HELD]) // 2
         cell[HELD] = held
         _teach(calibration, slot, strange, said, held if loud else 0, rule)
-        if not loud and not math.isnan(gap):
+        guarded = loud and cell[edges.CALLS] >= GUARD_FROM
+        if not guarded and not math.isnan(gap):
             edges.teach_duration(cell, duration[n], gap)
-        if not (loud and many):
+        if not (guarded and many):
             edges.teach_failure(cell, failed[slot], failure[n] == 1)
         if held >= HOLD_CALLS and time_ms[n] - since_ms[slot, row] >= HOLD_MS:
             edges.begin_anew(cell)
@@ -141,5 +149,5 @@ def observe(given: Calls, state: Edges, rule: Rule, out: Out) -> None:
         out.score[n], out.rare[n] = max(rare, 0.0), 0.0
         if before >= rule.warmup:
             out.rare[n] = promise.kept(kept, slot, rare, before)
-            if before >= promise.BEGIN:
+            if before >= promise.BEGIN and held <= CHANCE_MAX:
                 promise.follow(kept, slot, rare)
