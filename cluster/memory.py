@@ -40,6 +40,7 @@ ENTITY_BYTES = payments.TERMINAL_BYTES + payments.CUSTOMER_BYTES + KEY_BYTES + A
 FOUND_BYTES = 12 * FEATURES + 128  # of a payment while its batch is decided: features, shares
 ROW_BYTES = 4  # where the state of a key of log lines, or of calls, lies
 LINE_ALERT_BYTES = 14_336  # more of one about a line: its text three times, escaped; sentences
+EDGE_ALERT_BYTES = 4_096  # more of one about a call: its names twice, escaped; sentences
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
 SILENCE_BYTES = 2_048
 OUT_MAX = 5_000  # see actors/lane.py
@@ -129,7 +130,7 @@ def memory_bound(
     )
     batches += records * FOUND_BYTES if spec.stage == "payments" else 0
     batches += records * traces.RECORD_BYTES if spec.stage == "traces" else 0
-    alert = ALERT_BYTES + (LINE_ALERT_BYTES if spec.stage == "logs" else 0)
+    alert = ALERT_BYTES + {"logs": LINE_ALERT_BYTES, "traces": EDGE_ALERT_BYTES}.get(spec.stage, 0)
     alerts = (OUT_MAX + records) * (alert + 200 * len(spec.columns))
     alerts += keys * SILENCE_BYTES if spec.missing.enabled else 0
     if spec.pseudonym is not None or spec.record.pseudonymise:

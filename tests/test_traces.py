@@ -372,7 +372,6 @@ def test_what_is_planted_is_found_and_named(tmp_path: Path) -> None:
     table, alerts = backtested(tmp_path)
     assert (table["p_value"].to_numpy()[:300] == 1.0).all()
     opened = [alert for alert in alerts if alert["state"] == "open"]
-    for a in opened: print(a["at_ms"]-10**12, a["words"], a["tail_probability"])
     assert len(opened) <= 4 + 3  # what is planted, and of 16,000 calls 1.6 by chance
 
     (slower,) = opened_in(alerts, SLOWER, SLOWER + 300)
