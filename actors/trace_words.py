@@ -29,7 +29,7 @@ def numbers(why: F64, duration: float) -> tuple[list[float], list[float], list[f
     low, high = band(why)
     middle, reach = (low + high) / 2.0, (high - low) / 2.0
     known = why[edges.KNOWN] > 0.0
-    recent = math.exp(why[edges.RECENT]) if known else math.nan
+    recent = _exp(why[edges.RECENT]) if known else math.nan
     share = float(why[edges.FAILURES] / max(why[edges.OF_CALLS], 1.0))
     usual = float(why[edges.RATE_USUAL])
     return [duration, recent, share], [middle, middle, usual], [reach, reach, math.nan]
@@ -40,7 +40,12 @@ def band(why: F64) -> tuple[float, float]:
     if not why[edges.KNOWN] > 0.0:
         return math.nan, math.nan
     mean, reach = float(why[edges.USUAL]), BAND * float(why[edges.DEVIATION])
-    return math.exp(mean - reach), math.exp(mean + reach)
+    return _exp(mean - reach), _exp(mean + reach)
+
+
+def _exp(value: float) -> float:
+    """The number of a logarithm."""
+    return math.exp(min(float(value), 700.0))
 
 
 def edge_of(
@@ -66,7 +71,7 @@ def _expected(component: str, why: F64, duration: float) -> str:
         case "slow":
             return f"this call took {short(duration)}, usually {low} to {high}"
         case "slower":
-            recent, usual = (math.exp(why[each]) for each in (edges.RECENT, edges.USUAL))
+            recent, usual = (_exp(why[each]) for each in (edges.RECENT, edges.USUAL))
             return f"the last calls took about {short(recent)}, usually {short(usual)}"
         case "errors":
             failures, calls = round(why[edges.FAILURES]), round(why[edges.OF_CALLS])

@@ -52,12 +52,14 @@ FADE = 0.5 ** (1.0 / 10_000.0)  # of the edge's share, by a call of the key
 FADE_USUAL = 0.5 ** (1.0 / 5_000.0)  # of failures and calls that were learnt, by a call of the edge
 FADE_KEY = 0.5 ** (1.0 / 20_000.0)  # and of those of the key
 FADE_LATE = 0.5 ** (1.0 / 32.0)
+WINDOW = 1.0 / (1.0 - FADE_LATE)  # no fading count of late calls is above it
 PRIOR = 20.0
 FLOOR = 0.05  # Least deviation on a log scale, 5 %: a constant is not infinitely sharp.
 CLIP = 3.0  # deviations
 DEEP = math.log(8.0)
 LINE = 2.0  # deviations: the tail of durations begins there
 TAIL, TAIL_PRIOR = 0.4, 10.0  # mean of what is beyond it: Gaussian .37; worth so many durations
+TAIL_MIN = 0.05
 TAIL_RATE = 1.0 / 100.0  # slowest gain of it, in durations beyond the line
 TAIL_CLIP = 10.0  # of it: the most that one of them teaches
 REACH = 2.0  # edges are few and known soon: a new one is rarer than counting new ones says
@@ -168,7 +170,7 @@ def look_at_duration(cell: F32, duration: float, why: F64) -> tuple[float, float
     why[KNOWN], why[RECENT] = seen, mean + deviation * late
     slow = max(strange, 0.0) / LINE
     if strange > LINE:
-        slow = 1.0 + (strange - LINE) / (TAIL + cell[BEYOND_MEAN])
+        slow = 1.0 + (strange - LINE) / max(TAIL + cell[BEYOND_MEAN], TAIL_MIN)
     return slow, max(late / math.sqrt(spread), 0.0), strange
 
 
@@ -200,7 +202,7 @@ def teach_duration(cell: F32, duration: float, strange: float) -> None:
         cell[MEAN], cell[VARIANCE], cell[SEEN] = math.log(duration), 0.0, 1.0
         return
     if strange > LINE and seen >= CALLS_MIN:
-        tail, beyond = TAIL + cell[BEYOND_MEAN], cell[BEYOND] + 1.0
+        tail, beyond = max(TAIL + cell[BEYOND_MEAN], TAIL_MIN), cell[BEYOND] + 1.0
         more = min(strange - LINE, TAIL_CLIP * tail)
         cell[BEYOND] = min(beyond, SEEN_MAX)
         cell[BEYOND_MEAN] += max(TAIL_RATE, 1.0 / (beyond + TAIL_PRIOR)) * (more - tail)

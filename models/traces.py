@@ -103,7 +103,9 @@ def _sound(saved: Mapping[str, NDArray[Any]]) -> bool:
     signed = np.delete(saved["stat"], (edges.MEAN, edges.LATE_SUM, edges.BEYOND_MEAN), axis=2)
     sound = sound and bool((signed >= 0.0).all())
     sound = sound and bool((saved["stat"][..., edges.HELD] <= HELD_MAX).all())
-    sound = sound and bool((saved["stat"][..., edges.BEYOND_MEAN] > -edges.TAIL).all())
+    late = saved["stat"][..., [edges.LATE_SEEN, edges.LATE_CALLS, edges.LATE_FAILED]]
+    sound = sound and bool((late <= edges.WINDOW + 1.0).all())
+    sound = sound and bool((saved["total"] >= np.minimum(saved["ordinal"], 1)).all())
     sound = sound and bool((saved["off"][:, edges.OFF_ROW] <= EDGES).all())
     now = saved["ordinal"]
     sound = sound and bool((saved["stamp"] <= now[:, None]).all())

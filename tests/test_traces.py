@@ -26,6 +26,7 @@ from raywatch.actors.scan import hash_of
 from raywatch.actors.scorer import ScorerHost
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
+from raywatch.actors.trace_words import edge_of, numbers
 from raywatch.actors.traces import TracesFlow
 from raywatch.models import trace_edges as edges
 from raywatch.models import traces, traces_kernel
@@ -194,7 +195,7 @@ def test_a_key_that_was_displaced_is_as_new_and_its_room_is_used_again() -> None
     ("name", "value"),
     [
         ("stat", -1.0), ("stat", np.nan), ("calibration", np.inf), ("row", -1), ("row", 7),
-        ("stamp", 1 << 40), ("news", 1 << 40), ("off", 1 << 40), ("ordinal", -1),
+        ("total", 0.0), ("stamp", 1 << 40), ("news", 1 << 40), ("off", 1 << 40), ("ordinal", -1),
     ],
 )  # fmt: skip
 def test_a_state_that_cannot_be_is_refused(name: str, value: float) -> None:
@@ -286,6 +287,10 @@ def test_durations_of_any_size_and_none_do_no_harm() -> None:
         assert (out.said >= 0.0).all()
         again = fresh()
         again.load(state.state())  # it is as sound as it looks
+        for at in range(0, count, 500):
+            shown = edge_of(out.why[at], np.full(4, 9.0), some.duration[at], [("a", "b")], "slow")
+            assert len(shown.expected) == 4
+            assert len(numbers(out.why[at], some.duration[at])) == 3
     nothing = fresh().observe(part_of(some, slice(0))._replace(), NOBODY)
     assert len(nothing.score) == 0
 
