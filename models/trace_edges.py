@@ -5,8 +5,9 @@ An edge is what a key (the service that is called) and one or two names (who cal
     slow    z / 2 up to z = 2, z the deviations of log duration above the edge's mean; beyond that
             1 + (z - 2) / h, h what z - 2 is on average where it is above 0: Hill's estimate of
             how heavy the tail is (1975, Annals of Statistics 3:1163), for each edge by itself
-    slower  the mean deviation of the last calls over its own deviation, in which how well the
-            edge's mean is known has its part
+    slower  t^1.5, t the mean deviation of the last calls over its own deviation, in which how well
+            the edge's mean is known has its part; of t itself the tail is lighter than any that
+            calibrate.py fits, of t^2 heavy as soon as a change is in it
     errors  sqrt(2 L), L = s log(s / e) + (n - s) log((n - s) / (n - e)) where s > e: the binomial
             log-likelihood ratio of s failures among the last n calls, of which e were to be
             expected by the edge's usual share
@@ -47,7 +48,7 @@ SLOW, SLOWER, ERRORS, EDGE = range(4)
 
 EDGES = 128  # rows of a key: all of some forty edges have room, of more nearly all
 CALLS_MIN = 20  # durations of an edge before one is judged
-RATE = 1.0 / 1_000.0  # slowest gain of mean and variance, in calls of the edge
+RATE = 1.0 / 500.0  # slowest gain of mean and variance, in calls of the edge
 FADE = 0.5 ** (1.0 / 10_000.0)  # of the edge's share, by a call of the key
 FADE_USUAL = 0.5 ** (1.0 / 5_000.0)  # of failures and calls that were learnt, by a call of the edge
 FADE_KEY = 0.5 ** (1.0 / 20_000.0)  # and of those of the key
@@ -60,6 +61,7 @@ DEEP = math.log(8.0)
 LINE = 2.0  # deviations: the tail of durations begins there
 TAIL, TAIL_PRIOR = 0.4, 10.0  # mean of what is beyond it: Gaussian .37; worth so many durations
 TAIL_MIN = 0.05
+SHARP = 1.5
 TAIL_RATE = 1.0 / 100.0  # slowest gain of it, in durations beyond the line
 TAIL_CLIP = 10.0  # of it: the most that one of them teaches
 REACH = 2.0  # edges are few and known soon: a new one is rarer than counting new ones says
@@ -171,7 +173,7 @@ def look_at_duration(cell: F32, duration: float, why: F64) -> tuple[float, float
     slow = max(strange, 0.0) / LINE
     if strange > LINE:
         slow = 1.0 + (strange - LINE) / max(TAIL + cell[BEYOND_MEAN], TAIL_MIN)
-    return slow, max(late / math.sqrt(spread), 0.0), strange
+    return slow, max(late / math.sqrt(spread), 0.0) ** SHARP, strange
 
 
 @njit(cache=True, nogil=True)

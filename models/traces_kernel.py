@@ -5,12 +5,11 @@ Bonferroni; what they say is held against what was promised (promise.py), by key
 
     rare = max over the four - log10 4
 
-A call is *strange* where `slower` or `errors` says p < 0.01. A fault that is learnt becomes usual
+A call is *strange* where `slower` or `errors` says p < 0.001. A fault that is learnt becomes usual
 by going on, so of an edge that is known and whose calls are strange
 1. durations are not learnt, nor failures beyond those that come by chance (trace_edges.py);
 2. its stretch of strange calls is one event (runs declustering: Smith 1989, Statistical Science
-   4:367): behind its first ones every sixteenth of them teaches what is rare, behind CHANCE_MAX
-   none;
+   4:367): behind its first ones every 64th of them teaches what is rare, behind CHANCE_MAX none;
 3. what has lasted for HOLD_CALLS calls of the edge, and HOLD_MS, is usual: it is learnt anew.
 
 An edge may have one call in a hundred of its key. So that its incident does not end between two of
@@ -28,16 +27,14 @@ from raywatch.models import trace_edges as edges
 from raywatch.models.scorer import F64, I32, I64, U8
 from raywatch.models.trace_edges import EDGE, ERRORS, HELD, SLOW, SLOWER, Edges
 
-LOUD = 2.0  # -log10 p from which a call is strange
-GUARD_FROM = (
-    200.0  # calls of an edge, before which all of them teach: its mean may be off by chance
-)
+LOUD = 3.0  # -log10 p from which a call is strange
+GUARD_FROM = 200.0  # calls of an edge; before, all teach: its mean may be off by chance
 ORDINARY = 4  # strange calls in a row, for `slower`: chance alone brings as many,
-TEACHES = 16  # behind these, of so many one teaches
+TEACHES = 64  # behind these, of so many one teaches
 CHANCE_MAX = 256  # and no chance so many: they neither teach nor count for the promise
 HOLD_CALLS, HOLD_MS = 1_000, 6 * 3_600_000
 HELD_MAX = 1 << 20  # float32 counts so far
-WAIT, WAIT_MAX = 4.0, 1_000.0  # usual gaps of the edge, and calls of the key
+WAIT, WAIT_MAX = 8.0, 2_000.0  # usual gaps of the edge, and calls of the key
 
 
 class Calls(NamedTuple):

@@ -429,7 +429,7 @@ def test_other_edges_of_the_key_stay_as_they_are() -> None:
 
 
 def test_an_incident_lasts_while_its_edge_is_strange(tmp_path: Path) -> None:
-    """The slow edge has one call in three of `pay`: thirty-two ordinary calls never lie between."""
+    """The slow edge has one call in three of `pay`, and two ordinary calls would end it."""
     quiet = DecideSettings(probability=1e-4, warmup=300, quiet=2)
     _, alerts = backtested(tmp_path, decide=quiet)
     assert len(opened_in(alerts, SLOWER, SLOWER + 900)) == 1
