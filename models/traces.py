@@ -60,12 +60,12 @@ class Traces:
             gone: (G,) records that displaced keys, ascending, and (G,) the slots of these.
         """
         count = calls.rows.shape[0]
-        calls = Calls(*(np.require(each, None, ["C", "W"]) for each in calls))
-        out = _room(count)
+        given: Any = calls
+        calls, out = Calls(*(np.require(each, None, ["C", "W"]) for each in given)), _room(count)
         for part in self._places.pieces(count, gone):
             rows = self._places.placed(calls.rows[part])
-            here = Calls(*(each[part] for each in calls))._replace(rows=rows)
-            observe(here, self._places.of(Edges), self._rule, Out(*(each[part] for each in out)))
+            here = _cut(calls, part)._replace(rows=rows)
+            observe(here, self._places.of(Edges), self._rule, _cut(out, part))
         return out
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -80,6 +80,11 @@ class Traces:
                 hint="delete the snapshot: the lane then rebuilds its state from the log",
             )
         self._places.load(saved)
+
+
+def _cut(given: Any, part: slice) -> Any:
+    """The same arrays, of some calls."""
+    return type(given)(*(each[part] for each in given))
 
 
 def _room(count: int) -> Out:
