@@ -32,7 +32,7 @@ GUARD_FROM = 200.0  # calls of an edge; before, all teach: its mean may be off b
 ORDINARY = 4  # strange calls in a row, for `slower`: chance alone brings as many,
 TEACHES = 64  # behind these, of so many one teaches
 CHANCE_MAX = 256  # and no chance so many: they neither teach nor count for the promise
-HOLD_CALLS, HOLD_MS = 1_000, 6 * 3_600_000
+HOLD_CALLS, HOLD_MS = 1_000, 6 * 3_600_000  # an outage is shorter, as a rule
 HELD_MAX = 1 << 20  # float32 counts so far
 WAIT, WAIT_MAX = 8.0, 2_000.0  # usual gaps of the edge, and calls of the key
 
