@@ -295,14 +295,27 @@ def test_durations_of_any_size_and_none_do_no_harm() -> None:
     assert len(nothing.score) == 0
 
 
-def test_a_clock_that_is_too_coarse_hides_no_slow_call() -> None:
+@pytest.mark.parametrize("least", [0.0, 1e-12])
+def test_a_clock_that_is_too_coarse_hides_no_slow_call(least: float) -> None:
     some = one_edge(5_000)
     some.duration[:] = np.floor(some.duration / 20.0)  # half of them are 0
     assert 0.3 < (some.duration == 0.0).mean() < 0.7
+    some.duration[some.duration == 0.0] = least
     some.duration[4_000] = 500.0
     out = fresh().observe(some, NOBODY)
+    assert out.why[4_000, edges.DEVIATION] < 2.1  # log 8, at most; from 1e-12 to 1 it is 28
     assert out.fired[4_000] == edges.SLOW
     assert out.rare[4_000] >= 3.0
+
+
+def test_an_edge_that_takes_the_room_of_another_is_new() -> None:
+    count = 60
+    some = one_edge(400 * count)
+    words = np.repeat(np.arange(400), count)[:, None]
+    why = fresh().observe(some._replace(words=words), NOBODY).why
+    first = why[::count]
+    assert (first[:, [edges.KNOWN, edges.USUAL, edges.SHARE]] == 0.0).all()
+    assert (why[count - 1 :: count, edges.KNOWN] > 0.0).all()
 
 
 # ---- what failed -----------------------------------------------------------------------------
@@ -431,7 +444,9 @@ def test_other_edges_of_the_key_stay_as_they_are() -> None:
 def test_an_incident_lasts_while_its_edge_is_strange(tmp_path: Path) -> None:
     """The slow edge has one call in three of `pay`, and two ordinary calls would end it."""
     quiet = DecideSettings(probability=1e-4, warmup=300, quiet=2)
-    _, alerts = backtested(tmp_path, decide=quiet)
+    table, alerts = backtested(tmp_path, decide=quiet)
+    event, p = (table[name].to_numpy() for name in ("event_score", "p_value"))
+    assert (event <= 1e-6 - np.log10(p)).all()  # calls of other edges are no event
     assert len(opened_in(alerts, SLOWER, SLOWER + 900)) == 1
     (resolved,) = [
         alert for alert in alerts
