@@ -1,4 +1,4 @@
-"""Goal: an outage does not become usual by going on, a change that lasts does, and failures are seen.
+"""Goal: an outage does not become usual by going on, a lasting change does; what failed is seen.
 
 Method: calls of one edge, a second apart, with an outage, failures, clocks and durations of all
 kinds in them; statuses of all exporters through the decoder.
