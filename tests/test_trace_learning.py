@@ -64,6 +64,23 @@ def test_a_hold_needs_calls_and_time() -> None:
     assert np.exp(jumped[-1]) == pytest.approx(5.0 * np.exp(3.0), rel=0.1)
 
 
+def test_a_load_that_comes_and_goes_with_the_day_is_no_outage() -> None:
+    rng = np.random.default_rng(1)
+    count, days = 500_000, 10
+    at_s = np.sort(rng.uniform(0.0, 86_400.0 * days, count))
+    edge = rng.choice(5, count, p=[0.4, 0.3, 0.2, 0.06, 0.04])
+    load = 0.3 * np.sin(2.0 * np.pi * at_s / 86_400.0)
+    some = Calls(
+        np.zeros(count, np.int32), (1_000.0 * at_s).astype(np.int64), edge[:, None] + 1,
+        np.exp(edge + load + rng.normal(0.0, 0.1 + 0.1 * edge)),
+        (rng.random(count) < 0.005 * np.exp(load)).astype(np.uint8),
+    )  # fmt: skip
+    out = fresh(warmup=500).observe(some, NOBODY)
+    later = slice(count // 2, None)
+    assert (out.rare[later] >= 3.0).mean() < 1.3e-3
+    assert out.off[later].mean() < 0.1  # one call in 1,000, and eight gaps of its edge
+
+
 def test_rare_failures_are_learnt() -> None:
     some = one_edge(20_000)
     why = fresh().observe(some, NOBODY).why
