@@ -60,6 +60,10 @@ NOTICED = {
     "number": "an unusual number in a line",
     "early": "an unusual session, which still runs",
     "session": "an unusual session",
+    "slow": "a slow call",
+    "slower": "calls that take longer than usual",
+    "errors": "more failed calls than usual",
+    "edge": "calls that it rarely or never had",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
     "novel": "a value that it never had",
@@ -100,11 +104,19 @@ class Line:
     expected: tuple[tuple[str, str], ...]  # component and what is usual, in a sentence
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The edge of the call that an alert is about."""
+
+    name: str  # its fields and what they were, in one line; "": the incident ends
+    expected: tuple[tuple[str, str], ...]  # component and what is usual, in a sentence
+
+
 class Shown(TypedDict, total=False):
     """What an alert may show beside the numbers of its episode."""
 
     line: Line | None
-
+    edge: Edge | None
     window: "Window | None"
     words: tuple[tuple[str, float], ...]  # of the words behind the channels: text, and `seen`
 
@@ -149,6 +161,7 @@ class Alert:
     # components that call the channel that weighs most rare, rarest first, and -log10 p
     reasons: tuple[tuple[str, float], ...] = ()
     line: Line | None = None
+    edge: Edge | None = None
 
     @property
     def id(self) -> str:
@@ -199,6 +212,8 @@ class Alert:
             fields["reason"] = self.reason
         if self.line is not None:
             fields["line"] = _line(self.line)
+        if self.edge is not None:
+            fields["edge"] = {"name": self.edge.name, "expected": _expected(self.edge.expected)}
         body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return body.encode()
 
@@ -224,6 +239,7 @@ def from_episode(
     window: Window | None = None,
     words: tuple[tuple[str, float], ...] = (),
     line: Line | None = None,
+    edge: Edge | None = None,
 ) -> Alert:
     """An anomaly alert.
 
@@ -238,6 +254,7 @@ def from_episode(
         window: the values that led up to it.
         words: see Shown.
         line: of a record that is one.
+        edge: of a record that is a call.
     """
     names = spec.columns
     texts = [*[(None, math.nan)] * (len(names) - len(words)), *words]
@@ -277,6 +294,7 @@ def from_episode(
         run_kind=run_kind or _kind_of(origin),
         window=window,
         line=line,
+        edge=edge,
     )
 
 
@@ -370,13 +388,16 @@ def _window(window: Window | None) -> dict[str, object] | None:
 
 
 def _line(line: Line) -> dict[str, Any]:
-    expected = [{"component": name, "words": words} for name, words in line.expected]
     return {
         "text": line.text,
         "template": line.template,
         "session": line.session,
-        "expected": expected,
+        "expected": _expected(line.expected),
     }
+
+
+def _expected(expected: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+    return [{"component": name, "words": words} for name, words in expected]
 
 
 def _channel(channel: Channel) -> dict[str, Any]:
@@ -410,6 +431,9 @@ def _anomaly_words(alert: Alert) -> str:
     readings = " and ".join(_reading(channel) for channel in shown)
     if alert.line is not None and alert.line.expected:
         readings += f", {alert.line.expected[0][1]}"
+    if alert.edge is not None:
+        said = [words for _, words in alert.edge.expected[:1]]
+        readings = ": ".join([alert.edge.name, *said])
     who = printable(alert.key)
     if alert.reason == FORGOTTEN:
         began = when(alert.since_ms)

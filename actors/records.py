@@ -38,14 +38,15 @@ class RecordSpec:
     id: str | None = None
     label: str | None = None
     label_days: float = 8.0  # a payment that has no label after so long was honest
+    error: str | None = None  # whether a call failed (failures.py)
 
     @property
     def texts(self) -> tuple[str, ...]:
         """W fields that are kept as text and hash: words, then what else there is.
 
-        A line and its session, or the id and the label of a payment.
+        A line and its session, the id and the label of a payment, or how a call ended.
         """
-        more = (self.message, self.session, self.id, self.label)
+        more = (self.message, self.session, self.id, self.label, self.error)
         return (*self.words, *(name for name in more if name is not None))
 
     @property

@@ -10,6 +10,7 @@ from raywatch.actors.records import RecordSpec
 from raywatch.models.payment_names import CHANCE, NAMES
 from raywatch.models.registry import PRESET
 from raywatch.models.settings import DecideSettings, MissingSettings
+from raywatch.models.trace_names import RECENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class DetectorSpec:
         if self.stage == "payments":
             values = (*values, *NAMES[1:], CHANCE)
             texts = tuple(name for name in texts if name != self.record.label)
+        if self.stage == "traces":
+            values = (*values, *RECENT)
         return (*values, *texts)
 
     @property

@@ -12,11 +12,13 @@ from raywatch.actors.network import NetworkFlow
 from raywatch.actors.payments import PaymentsFlow
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.traces import TracesFlow
 from raywatch.models.errors import ConfigError
 from raywatch.models.scorer import ModelSpec
 
 STAGES: dict[str, type[Flow]] = {
     "logs": LogsFlow, "network": NetworkFlow, "payments": PaymentsFlow,
+    "traces": TracesFlow,
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ import quality_logs as logs
 import quality_network as network
 import quality_payments as payments
 import quality_sets as sets
+import quality_traces as traces
 from quality_page import GOALS, Page, Plot, Row, Section
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -296,6 +297,7 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "nsl_kdd": lambda bench: network.nsl_kdd(bench.folder, bench.room),
     "smtp": lambda bench: network.smtp(bench.folder, bench.room),
     "payments": lambda bench: payments.payments(bench.folder, bench.room),
+    "traces": lambda bench: traces.calls(bench.room),
 }
 
 

@@ -37,6 +37,7 @@ NEEDS = {  # what each part of the report reads
     "nsl_kdd": ("nsl_kdd.parquet",),
     "smtp": ("smtp.npz",),
     "payments": ("fraud_sim.parquet",),
+    "traces": (),
 }
 STEP_MS = {"smd": 60_000, "asd": 300_000}  # between two records, as the papers say
 

@@ -18,7 +18,7 @@ from raywatch.actors.bounds import batch_records
 from raywatch.actors.fetching import FETCH_BYTES
 from raywatch.actors.kafka_rules import READER, WRITER
 from raywatch.actors.spec import DetectorSpec
-from raywatch.models import following, logs, network, payments
+from raywatch.models import following, logs, network, payments, traces
 from raywatch.models.payment_names import FEATURES
 from raywatch.models.scorer import LEVELS, ModelSpec
 
@@ -38,8 +38,9 @@ WORD_BYTES = 64  # of a text: hash and place, twice; what explains it
 # Of a terminal; and a customer for each terminal, whose key is a hash of eight bytes.
 ENTITY_BYTES = payments.TERMINAL_BYTES + payments.CUSTOMER_BYTES + KEY_BYTES + ARENA_FACTOR * 8
 FOUND_BYTES = 12 * FEATURES + 128  # of a payment while its batch is decided: features, shares
-ROW_BYTES = 4  # where the state of a key of log lines lies
+ROW_BYTES = 4  # where the state of a key of log lines, or of calls, lies
 LINE_ALERT_BYTES = 14_336  # more of one about a line: its text three times, escaped; sentences
+EDGE_ALERT_BYTES = 4_096  # more of one about a call: its names twice, escaped; sentences
 ALERT_BYTES = 8_192  # with its window, as an object and as JSON
 SILENCE_BYTES = 2_048
 OUT_MAX = 5_000  # see actors/lane.py
@@ -87,7 +88,9 @@ def key_bytes(spec: DetectorSpec) -> int:
     """State of one key: what a slot takes."""
     if spec.stage:
         key = KEY_BYTES + ARENA_FACTOR * spec.record.key_bytes_max + following.KEY_BYTES
-        return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES}.get(spec.stage, 0)
+        return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES, "traces": ROW_BYTES}.get(
+            spec.stage, 0
+        )
     channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
     text = ARENA_FACTOR * spec.record.key_bytes_max
     return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel
@@ -126,7 +129,8 @@ def memory_bound(
         + (records * logs.RECORD_BYTES if spec.stage == "logs" else 0)
     )
     batches += records * FOUND_BYTES if spec.stage == "payments" else 0
-    alert = ALERT_BYTES + (LINE_ALERT_BYTES if spec.stage == "logs" else 0)
+    batches += records * traces.RECORD_BYTES if spec.stage == "traces" else 0
+    alert = ALERT_BYTES + {"logs": LINE_ALERT_BYTES, "traces": EDGE_ALERT_BYTES}.get(spec.stage, 0)
     alerts = (OUT_MAX + records) * (alert + 200 * len(spec.columns))
     alerts += keys * SILENCE_BYTES if spec.missing.enabled else 0
     if spec.pseudonym is not None or spec.record.pseudonymise:
@@ -166,6 +170,8 @@ def _sketches(spec: DetectorSpec, partitions: int) -> int:
         return partitions * payments.partition_bytes(labelled=record.label is not None)
     if spec.stage == "logs":
         return partitions * spec.keys_max * logs.key_bytes(record.session is not None)
+    if spec.stage == "traces":
+        return partitions * spec.keys_max * traces.KEY_BYTES
     return 0
 
 

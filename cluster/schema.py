@@ -19,7 +19,10 @@ from raywatch.models.settings import DecideSettings, MissingSettings
 
 WORDS_MAX = 256  # words of one record
 CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
-LOGS_KEYS_MAX = 2_000  # keys a partition may hold where `preset:logs` is told nothing
+# Keys a partition may hold where a class whose keys are large is told nothing.
+KEYS_MAX = {f"{PRESET}logs": 2_000, f"{PRESET}traces": 10_000}
+OF_WORDS = tuple(f"{PRESET}{each}" for each in ("network", "payments", "traces"))
+_NAMES = ", ".join(f"`{each}`" for each in OF_WORDS)
 
 _DECIDE = DecideSettings()
 _MISSING = MissingSettings()
@@ -45,7 +48,14 @@ class Record(Settings):
         max_length=WORDS_MAX,
         description="Fields with categories (strings, integers, booleans), one or a list, for "
         "`model: preset:network` (docs/signal-classes.md). No patterns. `preset:payments`: the "
-        "customer.",
+        "customer; `preset:traces`: one or two that with the key make an edge (caller, operation).",
+    )
+    error: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that says that a call failed, for `model: preset:traces`: a boolean, a "
+        "status (`ERROR`), a code of HTTP, or what went wrong. Null, absent, false, 0, `OK`, "
+        "`UNSET` and 100 to 499 are no failure.",
     )
     id: str | None = Field(
         default=None,
@@ -152,6 +162,8 @@ class Record(Settings):
         for name in (self.id, self.label):
             if name is not None and once.count(name) > 1:
                 raise ValueError(f"`{name}` cannot be `id` or `label` and something else, too")
+        if self.error is not None and self.error in once:
+            raise ValueError(f"`{self.error}` cannot be `error` and something else, too")
         if not self.values and not self.words and self.message is None:
             raise ValueError("`values` is missing: name the fields with numbers")
         among = (self.key or "key") in self.pseudonymise
@@ -169,6 +181,11 @@ class Record(Settings):
         """Whether it names what a payment has."""
         whole = len(self.values) == len(self.words) == 1 and self.id is not None
         return whole and not self.patterns
+
+    @property
+    def of_calls(self) -> bool:
+        """Whether it names what a call has."""
+        return len(self.values) == 1 and 1 <= len(self.words) <= 2 and not self.patterns
 
     def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
         """Names of the channels where records have these fields. Raises ConfigError."""
@@ -276,10 +293,11 @@ class Detector(Settings):
     )
     record: Record = Field(description="Which fields of a record are what.")
     model: str = Field(
-        pattern=r"^(preset:(logs|network|payments)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
+        pattern=r"^(preset:(logs|network|payments|traces)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
         description="Model to score with: `name`, or `name@hash` to pin a version, or a signal "
         "class: `preset:network` for network and security records, `preset:payments` for payments "
-        "and labels of them, `preset:logs` for log lines (docs/signal-classes.md).",
+        "and labels of them, `preset:logs` for log lines, `preset:traces` for calls between "
+        "services (docs/signal-classes.md).",
     )
     alert: Alert = Field(default_factory=Alert, description="When a score becomes an alert.")
     missing: Missing = Field(
@@ -321,7 +339,7 @@ class Detector(Settings):
         le=50_000_000,
         description="Keys a partition may hold, about 6 KiB each and channel; `raywatch check` "
         "says what an owner needs. With `preset:logs`, whose keys have 45 to 191 KiB, 2,000 where "
-        "it is not given.",
+        "it is not given; with `preset:traces`, 10 KiB, 10,000.",
     )
     keys_full: Literal["evict", "reject"] = Field(
         default=_SPEC.keys_full,
@@ -384,13 +402,17 @@ class Detector(Settings):
     @model_validator(mode="after")
     def _of_one_class(self) -> Self:
         record, model = self.record, self.model
-        network, payments, lines = (
-            model == f"{PRESET}{each}" for each in ("network", "payments", "logs")
+        network, payments, lines, calls = (
+            model == f"{PRESET}{each}" for each in ("network", "payments", "logs", "traces")
         )
-        if record.words and not (network or payments):
+        if record.words and model not in OF_WORDS:
+            raise ValueError(f"`record.words` is for {_NAMES}; `model` is `{model}`")
+        if record.error and not calls:
+            raise ValueError(f"`record.error` is for `{PRESET}traces`; `model` is `{model}`")
+        if calls and not record.of_calls:
             raise ValueError(
-                f"`record.words` is for `{PRESET}network` and `{PRESET}payments`; `model` is "
-                f"`{model}`"
+                f"`{PRESET}traces` needs one name in `record.values` (the duration), and one or "
+                "two in `record.words` (the caller, the operation)"
             )
         if record.message is not None and not lines:
             raise ValueError(f"`record.message` is for `{PRESET}logs`; `model` is `{model}`")
@@ -411,9 +433,9 @@ class Detector(Settings):
 
     @property
     def _keys_max(self) -> int:
-        """Keys of log lines have 50 to 200 KB each, and are few."""
-        given = "keys_max" in self.model_fields_set or self.model != f"{PRESET}logs"
-        return self.keys_max if given else LOGS_KEYS_MAX
+        """Keys of log lines have 50 to 200 KB each, services 10 KB, and are few."""
+        given = "keys_max" in self.model_fields_set
+        return self.keys_max if given else KEYS_MAX.get(self.model, self.keys_max)
 
     @property
     def _missing(self) -> MissingSettings:

@@ -24,7 +24,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raywatch.models.log_families import FAMILIES, resolve
-from raywatch.models.log_shelf import find, mix
+from raywatch.models.log_shelf import LAST, find, mix, new_rarity, rarity
 from raywatch.models.scorer import F32, F64, I32, I64
 
 U64 = NDArray[np.uint64]
@@ -40,7 +40,6 @@ HALF_LIFE = 10_000.0  # of counts, in lines of the key
 FADE = 0.5 ** (1.0 / HALF_LIFE)
 RATE = 1.0 / 500.0  # slowest gain of means and variances, in lines of the template
 WINDOW_MS = 10_000.0
-LAST = 3  # new ones that are remembered: one after long quiet is strange, the fourth is not
 FLOOR = 0.05  # Least deviation on a log scale, 5 %: a constant is not infinitely sharp.
 CLIP = 6.0  # A value teaches at most so many deviations.
 
@@ -99,22 +98,6 @@ LAYOUT: dict[str, tuple[tuple[int, ...], Any]] = {
     "pace": ((3,), np.float64),
     "total": ((), np.float64),
 }
-
-
-@njit(cache=True, nogil=True)
-def _rarity(count: float, total: float) -> float:
-    """-log10 of a share, half a count taken off so that 1 of 1 is no certainty."""
-    return -math.log10((count + 0.5) / (total + 1.0)) if count + 0.5 < total + 1.0 else 0.0
-
-
-@njit(cache=True, nogil=True)
-def _news(news: I64, now: int) -> float:
-    """-log10 of the chance of a new one, by the span of the last ones; notes this one."""
-    chance = (LAST + 0.5) / (now - news[LAST - 1] + 1.0)
-    for i in range(LAST - 1, 0, -1):
-        news[i] = news[i - 1]
-    news[0] = now
-    return max(-math.log10(chance), 0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -182,9 +165,9 @@ def _order(
         prior, there = find(code, stamp, slot, before)
         why[FOLLOWS], why[PRIOR] = often, stat[slot, prior, COUNT] if there else 0.0
         if met and there:
-            strange = _rarity(often, stat[slot, prior, COUNT])
+            strange = rarity(often, stat[slot, prior, COUNT])
         elif not met:
-            strange = _news(news, now)
+            strange = new_rarity(news, now)
     pair[slot, at], pair_stamp[slot, at], pair_count[slot, at] = both, now, often + 1.0
     return strange
 
@@ -254,7 +237,7 @@ def look(
         if known:
             count = cell[COUNT] * FADE ** (now - stamp[slot, row])
             gap = max(float(time_ms[n] - last_ms[slot, row]), 0.0)
-            this[RARE] = _rarity(count, float(total[slot]))
+            this[RARE] = rarity(count, float(total[slot]))
             reason[SHARE] = count / total[slot]
         else:
             code[slot, row] = codes[n]
@@ -262,7 +245,7 @@ def look(
             numbers[slot, row] = 0.0
             last_ms[slot, row] = time_ms[n]
             reason[SPAN] = now - news[slot, NEW, LAST - 1]
-            this[RARE] = _news(news[slot, NEW], now)
+            this[RARE] = new_rarity(news[slot, NEW], now)
         this[STEP] = 0.0
         if before[slot] != 0:
             this[STEP] = _order(

@@ -7,6 +7,8 @@ function of the key's records alone. Codes are hashes, never 0; two equal hashes
 a pair).
 """
 
+import math
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from raywatch.models.scorer import I64
 U64 = NDArray[np.uint64]
 
 WAYS = 8
+LAST = 3  # new ones that are remembered: one after long quiet is strange, the fourth is not
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -47,3 +50,22 @@ def find(codes: U64, stamps: I64, slot: int, code: np.uint64) -> tuple[int, bool
         if age < (stamps[slot, spare] if codes[slot, spare] != 0 else -1):
             spare = row
     return spare, False
+
+
+@njit(cache=True, nogil=True)
+def rarity(count: float, total: float) -> float:
+    """-log10 of a share, half a count taken off so that 1 of 1 is no certainty."""
+    return -math.log10((count + 0.5) / (total + 1.0)) if count + 0.5 < total + 1.0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def new_rarity(news: I64, now: int) -> float:
+    """-log10 of the chance of a new code, by the span of the last ones; notes this one.
+
+    `news`: (LAST,) the key's count of records at its last new codes.
+    """
+    chance = (LAST + 0.5) / (now - news[LAST - 1] + 1.0)
+    for i in range(LAST - 1, 0, -1):
+        news[i] = news[i - 1]
+    news[0] = now
+    return max(-math.log10(chance), 0.0)

@@ -4,12 +4,10 @@ A line's template is a function of its bytes (log_template.py). Per key, five nu
 (log_lines.py) and, where records have a session, two of it (log_sessions.py) become one tail
 probability by the key's own past (log_judging.py).
 
-State of a key is 47 KB, with sessions 205 KB: it lies in rows of its own, of which there are never
-more than keys that are known at one time. A key has its row from its first record to the record
-that displaces it, also within a batch; numbers of rows mean nothing.
+State of a key is 47 KB, with sessions 205 KB: it lies in rows (places.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +18,7 @@ from raywatch.models.errors import ArtifactError
 from raywatch.models.log_judging import Judged, Out, Rule
 from raywatch.models.log_lines import Lines
 from raywatch.models.log_sessions import ENDS_MAX, Ends, Sessions, Texts
-from raywatch.models.rows import Rows
+from raywatch.models.places import Layout, Places, bytes_of
 from raywatch.models.scorer import F64, I32, I64, U8, Component
 from raywatch.models.settings import DecideSettings
 from raywatch.models.unasked import Unasked
@@ -32,8 +30,6 @@ OF_SESSIONS = (Component("early"), Component("session"))
 COMPONENTS = (*OF_LINES, *OF_SESSIONS)
 EXPLAIN = 2.5  # -log10 p from which the line before is kept, unless alerts begin earlier
 RECORD_BYTES = 1_024  # of a record on its way through: what it is read into, and what is said
-
-Layout = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 def _judged(sessions: bool) -> Layout:
@@ -58,8 +54,7 @@ def layout(sessions: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 def key_bytes(sessions: bool) -> int:
     """State of one key."""
-    shapes = layout(sessions).values()
-    return sum(int(np.prod(tail, dtype=int)) * np.dtype(kind).itemsize for tail, kind in shapes)
+    return bytes_of(layout(sessions))
 
 
 class LogsModel(Unasked):
@@ -119,20 +114,16 @@ class Logs:
         self._idle_ms = idle_ms
         self._keep = log_sessions.HEAD_BYTES if keep else 0
         self._sessions = sessions
-        self._row = Rows((), np.int32)  # by slot: its row + 1, 0: it has none
-        self._slots = 0
-        self._arrays = {n: Rows(tail, kind) for n, (tail, kind) in layout(sessions).items()}
-        self._used, self._free = 0, list[int]()  # rows that were ever given, and that came back
+        self._places = Places(layout(sessions))
 
     @property
     def rows(self) -> int:
         """Rows that were ever given to a key: what memory is taken for."""
-        return self._used
+        return self._places.rows
 
     def ensure(self, slots: int) -> None:
         """Have room for slots 0 .. slots-1."""
-        self._row.reserve(slots)
-        self._slots = max(self._slots, slots)
+        self._places.ensure(slots)
 
     def observe(self, batch: Batch, gone: tuple[I64, I64]) -> Seen:
         """Judge N records, each by the past of its key, then learn them.
@@ -148,9 +139,9 @@ class Logs:
         strange, early = np.empty((count, rows)), np.full(count, np.nan)
         ends, done = _room(ENDS_MAX * count if self._sessions else 0), 0
         said = _out(count, rows + self._sessions, ends.score.shape[0])
-        for part in self._pieces(count, gone):
+        for part in self._places.pieces(count, gone):
             texts = self._texts(batch, part)
-            slots = self._placed(batch.slots[part])
+            slots = self._places.placed(batch.slots[part])
             lines, judged = self._state(Lines, "lines"), self._state(Judged, "judged")
             log_lines.look(
                 slots, batch.time_ms[part], code[part], family[part], values[part], lines,
@@ -175,39 +166,6 @@ class Logs:
         said = said._replace(end_rare=said.end_rare[:done])
         return Seen(before, code, why, early, said, _cut(ends, slice(done)))
 
-    def _pieces(self, count: int, gone: tuple[I64, I64]) -> Iterator[slice]:
-        """Records between two that displaced keys; rows of these keys come back in between."""
-        index, slots = gone
-        begin = 0
-        for at in np.unique(index).tolist():
-            if at > begin:
-                yield slice(begin, at)
-            self._release(slots[index == at])
-            begin = at
-        if count > begin:
-            yield slice(begin, count)
-
-    def _placed(self, slots: I32) -> I32:
-        """(N,) rows of slots; those that have none are given one."""
-        table = self._row.array
-        new = np.unique(slots[table[slots] == 0])
-        for slot in new.tolist():
-            if self._free:
-                row = self._free.pop()
-                for each in self._arrays.values():
-                    each.array[row] = 0
-            else:
-                row, self._used = self._used, self._used + 1
-            table[slot] = row + 1
-        for each in self._arrays.values() if new.shape[0] else ():
-            each.reserve(self._used)
-        return table[slots] - np.int32(1)
-
-    def _release(self, slots: I64) -> None:
-        table = self._row.array
-        self._free += [row - 1 for row in table[slots].tolist() if row > 0]
-        table[slots] = 0
-
     def _texts(self, batch: Batch, part: slice) -> Texts:
         return Texts(
             batch.text, batch.line_begin[part], batch.line_size[part], batch.id_begin[part],
@@ -215,39 +173,20 @@ class Logs:
         )  # fmt: skip
 
     def _state(self, kind: Any, prefix: str) -> Any:
-        """The arrays of one kernel."""
-        return kind(*(self._arrays[f"{prefix}.{name}"].array for name in kind._fields))
+        return self._places.of(kind, f"{prefix}.")
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything remembered, as copies: `row` by slot, the rest by row, in order of slots."""
-        rows = self._row.array[: self._slots]
-        used = np.flatnonzero(rows)
-        row = np.zeros(self._slots, np.int32)
-        row[used] = np.arange(1, used.shape[0] + 1)
-        return {"row": row, **{n: a.array[rows[used] - 1] for n, a in self._arrays.items()}}
+        return self._places.state()
 
     def load(self, saved: Mapping[str, NDArray[Any]], /) -> None:
         """Replace everything by what `state` gave. Raises ArtifactError."""
-        row = saved["row"]
-        count = int(np.count_nonzero(row))
-        sound = row.ndim == 1 and bool((row[row > 0] == np.arange(1, count + 1)).all())
-        sound = sound and bool((row >= 0).all())
-        for name, (tail, _) in layout(self._sessions).items():
-            sound = sound and saved[name].shape == (count, *tail)
-        if not sound or not _sound(saved, self._sessions):
+        if not self._places.fits(saved) or not _sound(saved, self._sessions):
             raise ArtifactError(
                 "lines of a snapshot have numbers that cannot be",
                 hint="delete the snapshot: the lane then rebuilds its state from the log",
             )
-        self._row = Rows((), np.int32)
-        self._row.reserve(row.shape[0])
-        self._row.array[: row.shape[0]] = row
-        self._slots, self._used, self._free = row.shape[0], count, []
-        for name, (tail, kind) in layout(self._sessions).items():
-            fresh = Rows(tail, kind)
-            fresh.reserve(count)
-            fresh.array[:count] = saved[name]
-            self._arrays[name] = fresh
+        self._places.load(saved)
 
 
 def _cut(given: Any, part: slice) -> Any:

@@ -20,10 +20,10 @@ from raywatch.models.scorer import LEVELS, Component, Level, Scorer
 # Raise a number when the model's arithmetic changes: its version must not stay what it was.
 SHIPPED = {"lagbank": 2, "robustz": 1}
 # Signal classes that lanes score themselves: `preset:name`.
-PRESETS = {"logs": 1, "network": 1, "payments": 1}
+PRESETS = {"logs": 1, "network": 1, "payments": 1, "traces": 1}
 PRESET = "preset:"
 SHOWN_MAX = 20  # versions that an error names
-KINDS = ("lagbank", "linear", "logs", "network", "payments", "python", "robustz")
+KINDS = ("lagbank", "linear", "logs", "network", "payments", "python", "robustz", "traces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,10 @@ def build(artifact: Artifact, device: str = "cpu") -> Scorer:
         from raywatch.models.logs import LogsModel
 
         scorer = _construct(artifact, LogsModel, settings)
+    elif artifact.kind == "traces":
+        from raywatch.models.traces import TracesModel
+
+        scorer = _construct(artifact, TracesModel, settings)
     elif artifact.kind == "linear":
         from raywatch.models.linear import Linear
 

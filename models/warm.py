@@ -24,6 +24,7 @@ from raywatch.models.network import warm_network
 from raywatch.models.payments import warm_payments
 from raywatch.models.robustz import RobustZ
 from raywatch.models.scorer import LEVELS, Level, Segments
+from raywatch.models.traces import warm_traces
 
 
 def forget_stale(folder: Path) -> int:
@@ -84,4 +85,5 @@ KERNELS: tuple[Callable[[], None], ...] = (
     warm_network,
     warm_following,
     warm_payments,
+    warm_traces,
 )

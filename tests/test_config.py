@@ -13,6 +13,7 @@ import pytest
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.config import Config, load
 from raywatch.models.errors import EXIT_CHANGE, ConfigError
+from raywatch.models.trace_names import RECENT
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = """\
@@ -108,7 +109,7 @@ audit: audit
     # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py).
     named = [".name", ".topics", ".partitions", ".added", ".pseudonym"]
     # Each of these is set somewhere here.
-    fields = ("values", "key", "time", "words", "message", "session", "id", "label")
+    fields = ("values", "key", "time", "words", "message", "session", "id", "label", "error")
     assert same == [*named, *(f"record.{field}" for field in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
@@ -146,6 +147,9 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("values: [cpu, mem]", "message: m", 3, "`record.message` is for `preset:logs`", ""),
         ("[cpu, mem]", "[cpu], message: m", 5, "`message` stands alone", ""),
         ("[cpu, mem]", "[cpu], session: s", 5, "`session` needs `message`", ""),
+        ("[cpu, mem]", "[cpu], error: e", 3, "`record.error` is for `preset:traces`", ""),
+        ("key: host", "key: host, error: host", 5, "`host` cannot be `error` and something", ""),
+        ("lagbank", "preset:traces", 3, "needs one name in `record.values` (the duration)", ""),
     ],
 )
 def test_a_mistake_is_named_with_line_path_value_and_hint(
@@ -334,6 +338,20 @@ def test_a_signal_class_needs_no_numbers_and_its_silence_is_asked_for(tmp_path: 
     asked = load(write(tmp_path, text + "    missing: {intervals: 5}\n")).spec("hosts")
     assert asked.missing.enabled
     assert asked.missing.intervals == 5
+
+
+def test_calls_have_a_duration_names_and_maybe_failures(tmp_path: Path) -> None:
+    fields = "values: ms, words: [caller, operation], error: status"
+    text = SMALLEST.replace("values: [cpu, mem]", fields).replace("lagbank", "preset:traces")
+    known = load(write(tmp_path, text)).spec("hosts")
+    assert known.record.texts == ("caller", "operation", "status")
+    assert known.columns == ("ms", *RECENT, "caller", "operation", "status")
+    assert (known.stage, known.keys_max, known.missing.enabled) == ("traces", 10_000, False)
+    few = load(write(tmp_path, text.replace(", operation]", "]").replace(", error: status", "")))
+    assert few.spec("hosts").record.texts == ("caller",)
+    for old, new in (("[caller, operation]", "[a, b, c]"), ("ms", "[ms, us]"), ("ms", "'m*'")):
+        with pytest.raises(ConfigError, match="needs one name in"):
+            load(write(tmp_path, text.replace(old, new, 1)))
 
 
 def test_log_lines_need_a_message_and_few_keys(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from test_logs import lines
 from test_network import connections
 from test_payments import rows as payments
 from test_same_alerts import assert_same, placeless, said
+from test_traces import calls
 
 from raywatch.actors.backtest import backtest
 from raywatch.actors.kafka import KafkaLog
@@ -58,6 +59,13 @@ LOGS = Class(
     lines,
     {"probability": 1e-3},
 )
+TRACES = Class(
+    "traces",
+    {"key": "service", "time": "ts", "values": "ms", "words": ["caller", "operation"],
+     "error": "status"},
+    calls,
+    {"probability": 1e-2, "quiet": 5},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +77,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.kafka
 @pytest.mark.ray
-@pytest.mark.parametrize("each", [NETWORK, PAYMENTS, LOGS], ids=lambda each: each.preset)
+@pytest.mark.parametrize("each", [NETWORK, PAYMENTS, LOGS, TRACES], ids=lambda each: each.preset)
 def test_kills_change_no_alert(
     each: Class, kafka: Any, topic: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -175,6 +175,8 @@ def test_one_command_measures_every_set_and_writes_the_page(folder: Path, tmp_pa
     assert measured(text, "spike") > 0.5
     assert measured(text, "ASD after a level shift, at 0.001") >= 0.0
     assert measured(text, "average precision of `score`") > 0.9
+    assert measured(text, "false alarms at 0.0001, over nominal") < 1.7
+    assert "## Traces: planted calls" in text
     assert "series that are not public here" in text.split("## Not yet")[1]
     assert "Not measured in this run" not in text
     assert str(folder) not in text
