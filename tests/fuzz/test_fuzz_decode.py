@@ -80,7 +80,7 @@ def refuse(word: str) -> None:
 
 
 def whole(digits: str) -> int | float:
-    return int(digits) if len(digits) <= 400 else math.inf
+    return int(digits) if len(digits) <= 4_300 else math.inf
 
 
 def texts_of(record: Any, spec: RecordSpec) -> list[str]:
