@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Flow, Part
 from raywatch.actors.keys import Gone
 from raywatch.actors.records import Records
@@ -22,6 +23,7 @@ class AloneFlow(Flow, ABC):
     """In place of `History` and `Decider` it has `following`, and what its class adds to it."""
 
     following: Following
+    by_slot: tuple[str, ...] = ()  # arrays of its own that have a row for each key
 
     @abstractmethod
     def _own(self) -> dict[str, Part]:
@@ -37,6 +39,10 @@ class AloneFlow(Flow, ABC):
 
     def _forgotten(self, gone: Gone) -> list[Forgotten]:
         return self.following.forget(gone.index, gone.slot)
+
+    def _aligned(self, arrays: Arrays, slots: int) -> bool:
+        names = ("following.chance", *self.by_slot)
+        return all(arrays[name].shape[0] == slots for name in names)
 
     def _state(self) -> dict[str, Part]:
         return {

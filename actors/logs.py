@@ -10,7 +10,6 @@ import numpy as np
 
 from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
-from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Part
 from raywatch.actors.log_words import SESSION_MAX, Words, text_of
 from raywatch.actors.pseudonyms import WITHHELD
@@ -26,6 +25,8 @@ NAMES = tuple(each.name for each in COMPONENTS)
 
 class LogsFlow(AloneFlow):
     """Log lines: templates, sessions and incidents by key."""
+
+    by_slot = ("logs.row",)
 
     def _scored_by(self, model: ModelSpec) -> None:
         record, decide = self.spec.record, self.spec.decide
@@ -115,10 +116,6 @@ class LogsFlow(AloneFlow):
         if fired == "session" and line.text is not None:
             texts[0] = line.text
         return {"words": tuple((text, math.nan) for text in texts), "line": line}
-
-    def _aligned(self, arrays: Arrays, slots: int) -> bool:
-        names = "following.chance", "logs.row"
-        return all(arrays[name].shape[0] == slots for name in names)
 
     def _own(self) -> dict[str, Part]:
         return {"logs": self.logs}

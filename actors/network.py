@@ -7,7 +7,6 @@ import numpy as np
 
 from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
-from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.flow import Batch, Part
 from raywatch.actors.pseudonyms import WITHHELD
 from raywatch.models import incident
@@ -95,9 +94,6 @@ class NetworkFlow(AloneFlow):
         if episode.kind == "resolved":
             seen = [math.nan] * len(texts)
         return {"words": tuple(zip(texts, seen, strict=True))}
-
-    def _aligned(self, arrays: Arrays, slots: int) -> bool:
-        return arrays["following.chance"].shape[0] == slots
 
     def _own(self) -> dict[str, Part]:
         return {"network": self.network}

@@ -42,6 +42,8 @@ class PaymentsFlow(AloneFlow):
         "bias",
     )))  # fmt: skip
 
+    by_slot = ("payments.terminal",)
+
     def _scored_by(self, model: ModelSpec) -> None:
         record, partitions = self.spec.record, max(1, len(self.partitions))
         self.customers = KeyTable(self.spec.keys_max, partitions, evict=True)
@@ -157,8 +159,8 @@ class PaymentsFlow(AloneFlow):
 
     def _aligned(self, arrays: Arrays, slots: int) -> bool:
         customers = arrays["customers.size"].shape[0]
-        same = arrays["following.chance"].shape[0] == arrays["payments.terminal"].shape[0] == slots
-        return same and arrays["payments.customer"].shape[0] == customers
+        same = arrays["payments.customer"].shape[0] == customers
+        return same and super()._aligned(arrays, slots)
 
     def _widened(self, snapshot: Snapshot) -> Snapshot:
         index = [self.partitions.index(partition) for partition in snapshot.offsets]

@@ -12,7 +12,6 @@ import numpy as np
 from raywatch.actors import trace_words as words_of
 from raywatch.actors.alerts import Edge, Shown
 from raywatch.actors.alone import AloneFlow, grouped
-from raywatch.actors.checkpoint import Arrays
 from raywatch.actors.failures import failed
 from raywatch.actors.flow import Batch, Part
 from raywatch.actors.log_words import text_of
@@ -30,6 +29,8 @@ NAMES = tuple(each.name for each in COMPONENTS)
 
 class TracesFlow(AloneFlow):
     """Calls: edges and incidents by key."""
+
+    by_slot = ("traces.row",)
 
     def _scored_by(self, model: ModelSpec) -> None:
         record, decide = self.spec.record, self.spec.decide
@@ -141,10 +142,6 @@ class TracesFlow(AloneFlow):
         duration, fired = float(records.values[at, 0]), episode.component
         edge = words_of.edge_of(self._told.why[at], self._told.said[at], duration, names, fired)
         return {"words": told, "edge": edge}
-
-    def _aligned(self, arrays: Arrays, slots: int) -> bool:
-        names = "following.chance", "traces.row"
-        return all(arrays[name].shape[0] == slots for name in names)
 
     def _own(self) -> dict[str, Part]:
         return {"traces": self.traces}

@@ -14,15 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_page import GOALS, Row, Section
+from quality_presets import told
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
-from raywatch.models.registry import build, shipped
-from raywatch.models.settings import MissingSettings
 
 KINDS = ("new", "step", "pause", "rush", "number")
 SERVICES, LINES, EVERY = 30, 20_000, 3_000
@@ -121,7 +117,6 @@ def lines(room: Path) -> Section:
 
 def _probabilities(services: list[Service], room: Path) -> list[NDArray[Any]]:
     """What `backtest` says of each line of each service."""
-    source, out = room / "lines.parquet", room / "lines.scores.parquet"
     table = pa.table(
         {
             "service": [f"s{n}" for n, each in enumerate(services) for _ in each.message],
@@ -129,12 +124,6 @@ def _probabilities(services: list[Service], room: Path) -> list[NDArray[Any]]:
             "message": [line for each in services for line in each.message],
         }
     )
-    pq.write_table(table, source)
     record = RecordSpec((), "service", "ts", message="message")
-    spec = DetectorSpec(
-        name="quality", topics=("quality",), record=record, model="preset:logs",
-        missing=MissingSettings(enabled=False),
-    )  # fmt: skip
-    backtest(spec, build(shipped("logs")), source, out)
-    p = pq.ParquetFile(out).read(["p_value"])["p_value"].to_numpy()
+    p = told(table, "logs", record, room, "p_value")["p_value"].to_numpy()
     return np.split(p, np.cumsum([len(each.message) for each in services])[:-1])

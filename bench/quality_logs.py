@@ -18,17 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_page import GOALS, Row, Section
+from quality_presets import told
 
-from raywatch.actors.backtest import SESSIONS, backtest
+from raywatch.actors.backtest import SESSIONS
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
 from raywatch.models import log_sessions
 from raywatch.models.logs import Batch, Logs
-from raywatch.models.registry import build, shipped
-from raywatch.models.settings import DecideSettings, MissingSettings
+from raywatch.models.settings import DecideSettings
 
 FRONT = 1_000  # normal sessions that come first
 COLD = 0.03  # of the sessions are abnormal where none comes first
@@ -137,15 +135,8 @@ def _scored(kinds: list[NDArray[np.int64]], order: NDArray[Any], room: Path) -> 
             "block": [*(f"blk_{n}" for n in number[by].tolist()), *["last"] * len(last)],
         }
     )
-    source, out = room / "hdfs.parquet", room / "hdfs.scores.parquet"
-    pq.write_table(table, source)
-    spec = DetectorSpec(
-        name="quality", topics=("quality",), model="preset:logs",
-        record=RecordSpec((), "service", "ts", message="message", session="block"),
-        missing=MissingSettings(enabled=False),
-    )  # fmt: skip
-    backtest(spec, build(shipped("logs")), source, out)
-    ended: Any = pq.read_table(out, columns=[SESSIONS])[SESSIONS].combine_chunks().flatten()
+    record = RecordSpec((), "service", "ts", message="message", session="block")
+    ended: Any = told(table, "logs", record, room, SESSIONS)[SESSIONS].combine_chunks().flatten()
     names, scores = ended.field("session").to_pylist(), ended.field("score").to_numpy()
     found = np.full(len(order), np.nan)
     for name, score in zip(names, scores, strict=True):

@@ -18,12 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_page import GOALS, Row, Section
+from quality_presets import told
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
-from raywatch.models.registry import build, shipped
-from raywatch.models.settings import MissingSettings
 
 FRONT = 2_048  # normal records that come first
 NOMINAL = 1e-3
@@ -48,7 +45,7 @@ def nsl_kdd(folder: Path, room: Path) -> Section:
     order = _order(kind == "normal")
     table, kind = table.take(pa.array(order)), kind[order]
     values = tuple(name for name in map(str, range(int(KIND))) if name not in CATEGORIES)
-    score, p = _scored(table, RecordSpec(values=values, words=CATEGORIES), room, "nsl_kdd")
+    score, p = _scored(table, RecordSpec(values=values, words=CATEGORIES), room)
     kind = kind[FRONT:]
     found = score > np.quantile(score[kind == "normal"], 0.99)
     rows = [
@@ -70,7 +67,7 @@ def smtp(folder: Path, room: Path) -> Section:
     order = _order(~attack)
     names = tuple(f"x{n}" for n in range(numbers.shape[1]))
     table = pa.table({name: numbers[order, n] for n, name in enumerate(names)})
-    score, p = _scored(table, RecordSpec(values=names), room, "smtp")
+    score, p = _scored(table, RecordSpec(values=names), room)
     attack = attack[order][FRONT:]
     rows = [
         Row("AUC of `score`", auc(attack, score), GOALS["smtp"]),
@@ -88,18 +85,9 @@ def _over_nominal(p: NDArray[Any]) -> float:
     return float((p <= NOMINAL).mean() / NOMINAL)
 
 
-def _scored(
-    table: pa.Table, record: RecordSpec, room: Path, name: str
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _scored(table: pa.Table, record: RecordSpec, room: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """Score and p that `backtest` gives each record behind the front."""
-    source, out = room / f"{name}.parquet", room / f"{name}.scores.parquet"
-    pq.write_table(table, source)
-    spec = DetectorSpec(
-        name="quality", topics=("quality",), record=record, model="preset:network",
-        missing=MissingSettings(enabled=False),
-    )  # fmt: skip
-    backtest(spec, build(shipped("network")), source, out)
-    said = pq.ParquetFile(out).read(["score", "p_value"])
+    said = told(table, "network", record, room, "score", "p_value")
     return said["score"].to_numpy()[FRONT:], said["p_value"].to_numpy()[FRONT:]
 
 

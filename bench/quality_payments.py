@@ -17,12 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_page import GOALS, Row, Section
+from quality_presets import told
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
-from raywatch.models.registry import build, shipped
-from raywatch.models.settings import MissingSettings
 
 LABEL_DAYS = 7
 DAY_MS = 86_400_000
@@ -101,18 +98,12 @@ def _stream(table: pa.Table, *, labelled: bool) -> pa.Table:
 
 def _scored(table: pa.Table, room: Path) -> NDArray[Any]:
     """What `backtest` says of each payment, in the order of the public file."""
-    source, out = room / "payments.parquet", room / "payments.scores.parquet"
-    pq.write_table(table, source)
     record = RecordSpec(
         values=("amount",), words=("customer",), key="terminal", time="ts", id="payment",
         label="fraud",
     )  # fmt: skip
-    spec = DetectorSpec(
-        name="quality", topics=("quality",), record=record, model="preset:payments",
-        missing=MissingSettings(enabled=False),
-    )  # fmt: skip
-    backtest(spec, build(shipped("payments")), source, out)
-    row, score = table["row"].to_numpy(), pq.ParquetFile(out).read(["score"])["score"].to_numpy()
+    row = table["row"].to_numpy()
+    score = told(table, "payments", record, room, "score")["score"].to_numpy()
     found = np.empty(int(row.max()) + 1, np.float32)
     found[row[row >= 0]] = score[row >= 0]
     return found

@@ -15,15 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_page import GOALS, Row, Section
+from quality_presets import told
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
-from raywatch.models.registry import build, shipped
-from raywatch.models.settings import MissingSettings
 
 KINDS = ("slow", "slower x1.5", "slower x2", "errors +10 %", "errors +30 %", "all fail", "edge")
 SLOWER, ERRORS = {1: 1.5, 2: 2.0}, {3: 0.1, 4: 0.3, 5: 1.0}  # by index of the kind
@@ -110,20 +106,14 @@ def calls(room: Path) -> Section:
 
 def _probabilities(services: list[Service], room: Path) -> list[NDArray[Any]]:
     """What `backtest` says of each call of each service."""
-    source, out = room / "calls.parquet", room / "calls.scores.parquet"
     columns = {
         name: np.concatenate([getattr(each, name) for each in services])
         for name in ("time_ms", "caller", "operation", "duration", "failed")
     }
     names = [f"s{n}" for n, each in enumerate(services) for _ in each.time_ms]
-    pq.write_table(pa.table({"service": names, **columns}), source)
+    table = pa.table({"service": names, **columns})
     record = RecordSpec(
         ("duration",), "service", "time_ms", words=("caller", "operation"), error="failed"
     )
-    spec = DetectorSpec(
-        name="quality", topics=("quality",), record=record, model="preset:traces",
-        missing=MissingSettings(enabled=False),
-    )  # fmt: skip
-    backtest(spec, build(shipped("traces")), source, out)
-    p = pq.ParquetFile(out).read(["p_value"])["p_value"].to_numpy()
+    p = told(table, "traces", record, room, "p_value")["p_value"].to_numpy()
     return np.split(p, np.cumsum([len(each.time_ms) for each in services])[:-1])

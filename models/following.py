@@ -124,17 +124,7 @@ class Following:
 
     def forget(self, index: I64, slots: I64) -> list[Forgotten]:
         """Forget keys, and say which incidents end by it. `index`: (G,), what needed the room."""
-        rows = self._incident.array[slots]
-        ended = [
-            Forgotten(
-                index=int(index[at]),
-                slot=int(slots[at]),
-                since_ms=int(rows[at, incident.SINCE]),
-                ordinal=int(rows[at, incident.ORDINAL]),
-                component=self.names[int(rows[at, incident.FIRED])],
-            )
-            for at in np.flatnonzero(rows[:, incident.OPEN] == incident.LIVE).tolist()
-        ]
+        ended = incident.ended(self._incident.array[slots], index, slots, self.names)
         self._blank(slots)
         return ended
 

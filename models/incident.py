@@ -12,6 +12,7 @@ half-life 20 records. State is float64 and int64 rows by slot; zeros, and LATEST
 int64, are a new key.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,3 +159,24 @@ def follow(
     incident[slot, FIRED] = fired
     chance[slot, REPORTED] = p
     return UPDATED
+
+
+def ended(rows: I64, index: I64, slots: I64, names: Sequence[str]) -> list[Forgotten]:
+    """Which incidents end because their keys are forgotten.
+
+    Args:
+        rows: (G, 7) of these keys.
+        index: (G,) which record needed the room of each.
+        slots: (G,)
+        names: of what may have fired.
+    """
+    return [
+        Forgotten(
+            index=int(index[at]),
+            slot=int(slots[at]),
+            since_ms=int(rows[at, SINCE]),
+            ordinal=int(rows[at, ORDINAL]),
+            component=names[int(rows[at, FIRED])],
+        )
+        for at in np.flatnonzero(rows[:, OPEN] == LIVE).tolist()
+    ]

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from lanes import Killed, Mortal, live, spec, world
+from classes import Lanes, without_lineage
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
 from raywatch.actors.logs import LogsFlow, _lines
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
-from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.models import log_judging, log_lines, log_sessions, log_template, logs
 from raywatch.models.artifact import pack
@@ -34,8 +31,7 @@ from raywatch.models.scorer import describe
 from raywatch.models.settings import DecideSettings, MissingSettings
 
 RECORD = RecordSpec(values=(), key="service", time="ts", message="msg", session="request")
-SCORER = build(shipped("logs"))
-MODEL = describe(SCORER)
+MODEL = describe(build(shipped("logs")))
 STEPS = (
     "accepted request %d", "query took %d ms", "rendered page in %d ms", "reply of %d bytes",
     "checked token %d", "opened session file %d", "wrote %d rows", "left with code %d",
@@ -79,12 +75,11 @@ RECORDS = len(ROWS)
 LINES = [json.dumps(row).encode() for row in ROWS]
 
 
-def detector(name: str = "d", **changes: Any) -> DetectorSpec:
-    settings: dict[str, Any] = {
-        "record": RECORD, "model": "preset:logs", "missing": MissingSettings(enabled=False),
-        "decide": DecideSettings(probability=1e-4, warmup=300),
-    }  # fmt: skip
-    return spec(name, "in", **{**settings, **changes})
+LANES = Lanes("logs", {
+    "record": RECORD, "missing": MissingSettings(enabled=False),
+    "decide": DecideSettings(probability=1e-4, warmup=300),
+})  # fmt: skip
+detector, said_by = LANES.detector, LANES.said_by
 
 
 def batch_of(values: list[bytes], slots: Any, record: RecordSpec = RECORD) -> logs.Batch:
@@ -228,16 +223,7 @@ def backtested(
     tmp_path: Path, values: list[bytes] = LINES, **changes: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     """What backtest says of lines: the table, and alerts."""
-    source, out, said = (tmp_path / name for name in ("in.jsonl", "out.parquet", "alerts.jsonl"))
-    source.write_bytes(b"\n".join(values) + b"\n")
-    given: dict[str, Any] = {"partitions": 1, "evidence": False, **changes}
-    evidence, partitions = given.pop("evidence"), given.pop("partitions")
-    backtest(
-        detector(**given), SCORER, source, out, alerts=said, evidence=evidence,
-        partitions=partitions,
-    )  # fmt: skip
-    alerts = [json.loads(line) for line in said.read_text().splitlines()]
-    return pq.read_table(out), alerts
+    return LANES.filed(tmp_path, values, **changes)[:2]
 
 
 def opened_at(alerts: list[dict[str, Any]], begin_ms: int, end_ms: int) -> list[dict[str, Any]]:
@@ -354,20 +340,6 @@ OUTS = [Out("in", str(row["service"]).encode(), v) for row, v in zip(ROWS, LINES
 HALF = RECORDS // 2
 
 
-def said_by(*parts: list[Out], partitions: int = 1, **changes: Any) -> Counter[str]:
-    there = world(partitions)
-    for part in parts:
-        there.log.write(part)
-        live(there, detector(**changes), model="logs")
-    return there.said()
-
-
-def without_lineage(said: Counter[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    alerts = [json.loads(each) for each in said.elements()] if isinstance(said, Counter) else said
-    cut = [{**alert, "lineage": None, "run_kind": ""} for alert in alerts]
-    return sorted(cut, key=lambda alert: (alert["at_ms"], alert["id"], alert["state"]))
-
-
 def test_a_lane_says_what_backtest_says(tmp_path: Path) -> None:
     _, alerts = backtested(tmp_path)
     assert without_lineage(said_by(OUTS)) == without_lineage(alerts)
@@ -382,13 +354,7 @@ def test_a_lane_that_was_handed_over_says_the_same() -> None:
 
 @pytest.mark.parametrize("dies_at", [12, 30, 55])
 def test_a_lane_that_is_killed_loses_and_repeats_nothing(dies_at: int) -> None:
-    there = world(1)
-    there.log.write(OUTS)
-    changes: dict[str, Any] = {"batch_records": 200, "snapshot_s": 0.05}
-    with pytest.raises(Killed):
-        live(there, detector(**changes), log=Mortal(there.log, dies_at, done=True), model="logs")
-    live(there, detector(**changes), model="logs", epoch="e2")
-    assert there.said() == said_by(OUTS)
+    assert LANES.survived(OUTS, dies_at) == said_by(OUTS)
 
 
 def test_partitions_in_one_lane_are_those_of_a_file(tmp_path: Path) -> None:

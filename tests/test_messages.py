@@ -5,7 +5,6 @@ through the full parser; through JSON lines, CSV and Parquet. Then what is no li
 long, and what a line that must not be shown leaves behind.
 """
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from classes import written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,25 +126,11 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def written(folder: Path, kind: str) -> Path:
-    path = folder / f"rows.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
-    elif kind == "csv":
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(ROWS[0]))
-            table.writeheader()
-            table.writerows(ROWS)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("batch", [1, 2, 100])
 def test_a_file_gives_the_lines_that_a_topic_gives(tmp_path: Path, kind: str, batch: int) -> None:
     live = decoded([json.dumps(row).encode() for row in ROWS])
-    pieces = [piece.records for piece in read_file(written(tmp_path, kind), SPEC, batch)]
+    pieces = [piece.records for piece in read_file(written(ROWS, tmp_path, kind), SPEC, batch)]
     assert np.concatenate([each.words for each in pieces]).tolist() == live.words.tolist()
     shown = [[r.word(i, n) for n in range(2)] for r in pieces for i in range(len(r))]
     assert shown == [["GET /a 200", "r-1"], ['said "hi", left', "7"], ["up ä-ö", ""]]
@@ -170,7 +156,7 @@ def test_a_disguised_session_is_a_hash_and_a_disguised_key_takes_its_bytes_along
     if kind == "topic":
         records = decoded([json.dumps(row).encode() for row in ROWS], spec)
     else:
-        records = next(iter(read_file(written(tmp_path, kind), spec))).records
+        records = next(iter(read_file(written(ROWS, tmp_path, kind), spec))).records
     assert [records.word(index, 1) for index in range(3)] == [""] * 3
     assert records.words[0].tolist() == [hash_of(b"GET /a 200"), hash_of(b"r-1")]
     (reject,) = records.rejects

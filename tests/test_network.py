@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from lanes import Killed, Mortal, live, spec, world
+from classes import Lanes, without_lineage
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
 from raywatch.actors.network import NetworkFlow
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
-from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
 from raywatch.models.artifact import pack
@@ -36,8 +33,7 @@ from raywatch.models.settings import DecideSettings, MissingSettings
 RECORD = RecordSpec(
     values=("sent", "received"), words=("service", "flag", "port"), key="src", time="ts"
 )
-SCORER = build(shipped("network"))
-MODEL = describe(SCORER)
+MODEL = describe(build(shipped("network")))
 RECORDS, SCAN, ODD = 6_000, 4_500, 3_500  # where a scan begins, and where one record is odd
 SCAN_LENGTH = 120
 
@@ -71,12 +67,11 @@ ROWS = connections()
 LINES = [json.dumps(row).encode() for row in ROWS]
 
 
-def detector(name: str = "d", **changes: Any) -> DetectorSpec:
-    settings: dict[str, Any] = {
-        "record": RECORD, "model": "preset:network",
-        "missing": MissingSettings(enabled=False), "decide": DecideSettings(probability=1e-3),
-    }  # fmt: skip
-    return spec(name, "in", **{**settings, **changes})
+LANES = Lanes("network", {
+    "record": RECORD,
+    "missing": MissingSettings(enabled=False), "decide": DecideSettings(probability=1e-3),
+})  # fmt: skip
+detector, said_by = LANES.detector, LANES.said_by
 
 
 def columns(lines: list[bytes] = LINES) -> tuple[Any, Any]:
@@ -175,17 +170,7 @@ def backtested(
     tmp_path: Path, lines: list[bytes], **changes: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     """What backtest says of lines: the table, and alerts."""
-    source, out, said = (tmp_path / name for name in ("in.jsonl", "out.parquet", "alerts.jsonl"))
-    source.write_bytes(b"\n".join(lines) + b"\n")
-    given: dict[str, Any] = {"partitions": 1, **changes}
-    evidence = given.pop("evidence", False)
-    partitions = given.pop("partitions")
-    backtest(
-        detector(**given), SCORER, source, out, alerts=said, evidence=evidence,
-        partitions=partitions,
-    )  # fmt: skip
-    alerts = [json.loads(line) for line in said.read_text().splitlines()]
-    return pq.read_table(out), alerts
+    return LANES.filed(tmp_path, lines, **changes)[:2]
 
 
 def test_a_planted_scan_and_an_odd_record_are_found_and_explained(tmp_path: Path) -> None:
@@ -256,20 +241,6 @@ OUTS = [Out("in", str(row["src"]).encode(), line) for row, line in zip(ROWS, LIN
 HALF = RECORDS // 2
 
 
-def said_by(*parts: list[Out], partitions: int = 1, **changes: Any) -> Counter[str]:
-    there = world(partitions)
-    for part in parts:
-        there.log.write(part)
-        live(there, detector(**changes), model="network")
-    return there.said()
-
-
-def without_lineage(said: Counter[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    alerts = [json.loads(each) for each in said.elements()] if isinstance(said, Counter) else said
-    cut = [{**alert, "lineage": None, "run_kind": ""} for alert in alerts]
-    return sorted(cut, key=lambda alert: (alert["at_ms"], alert["id"], alert["state"]))
-
-
 def test_a_lane_says_what_backtest_says(tmp_path: Path) -> None:
     _, alerts = backtested(tmp_path, LINES)
     assert without_lineage(said_by(OUTS)) == without_lineage(alerts)
@@ -284,13 +255,7 @@ def test_a_lane_that_was_handed_over_says_the_same() -> None:
 
 @pytest.mark.parametrize("dies_at", [12, 30, 55])
 def test_a_lane_that_is_killed_loses_and_repeats_nothing(dies_at: int) -> None:
-    there = world(1)
-    there.log.write(OUTS)
-    changes: dict[str, Any] = {"batch_records": 200, "snapshot_s": 0.05}
-    with pytest.raises(Killed):
-        live(there, detector(**changes), log=Mortal(there.log, dies_at, done=True), model="network")
-    live(there, detector(**changes), model="network", epoch="e2")
-    assert there.said() == said_by(OUTS)
+    assert LANES.survived(OUTS, dies_at) == said_by(OUTS)
 
 
 def test_partitions_in_one_lane_are_those_of_a_file(tmp_path: Path) -> None:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from lanes import Killed, Mortal, live, spec, world
+from classes import Lanes, without_lineage
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.payments import PaymentsFlow
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.cluster.commands.backtest import _labels
 from raywatch.cluster.config import load
@@ -41,8 +38,7 @@ RECORD = RecordSpec(
     values=("amount",), words=("customer",), key="terminal", time="ts", id="payment",
     label="fraud", label_days=1.0,
 )  # fmt: skip
-SCORER = build(shipped("payments"))
-MODEL = describe(SCORER)
+MODEL = describe(build(shipped("payments")))
 PAYMENTS, TAKEN = 8_000, 3_000  # from TAKEN on, payments at one terminal are frauds
 STEP_MS, LATE_MS = 60_000, 43_200_000  # a payment a minute; a label comes half a day later
 BEGIN_MS = 1_700_000_000_000
@@ -74,13 +70,12 @@ LINES = lines_of(ROWS)
 FIRST = next(at for at, row in enumerate(ROWS) if "fraud" in row)  # the first label
 
 
-def detector(name: str = "d", **changes: Any) -> DetectorSpec:
-    settings: dict[str, Any] = {
-        "record": RECORD, "model": "preset:payments",
-        "missing": MissingSettings(enabled=False),
-        "decide": DecideSettings(probability=1e-2, quiet=5),
-    }  # fmt: skip
-    return spec(name, "in", **{**settings, **changes})
+LANES = Lanes("payments", {
+    "record": RECORD,
+    "missing": MissingSettings(enabled=False),
+    "decide": DecideSettings(probability=1e-2, quiet=5),
+})  # fmt: skip
+detector, said_by = LANES.detector, LANES.said_by
 
 
 def made(**changes: Any) -> PaymentsFlow:
@@ -377,28 +372,7 @@ HALF = len(ROWS) // 2
 
 def backtested(tmp_path: Path, **changes: Any) -> tuple[Any, list[dict[str, Any]], Any]:
     """What backtest says of the stream: the table, alerts and the summary."""
-    source, out, said = (tmp_path / name for name in ("in.jsonl", "out.parquet", "alerts.jsonl"))
-    source.write_bytes(b"\n".join(LINES) + b"\n")
-    partitions = changes.pop("partitions", 1)
-    summary = backtest(
-        detector(**changes), SCORER, source, out, alerts=said, evidence=True, partitions=partitions
-    )
-    alerts = [json.loads(line) for line in said.read_text().splitlines()]
-    return pq.read_table(out), alerts, summary
-
-
-def said_by(*parts: list[Out], partitions: int = 1, **changes: Any) -> Counter[str]:
-    there = world(partitions)
-    for part in parts:
-        there.log.write(part)
-        live(there, detector(**changes), model="payments")
-    return there.said()
-
-
-def without_lineage(said: Counter[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    alerts = [json.loads(each) for each in said.elements()] if isinstance(said, Counter) else said
-    cut = [{**alert, "lineage": None, "run_kind": ""} for alert in alerts]
-    return sorted(cut, key=lambda alert: (alert["at_ms"], alert["id"], alert["state"]))
+    return LANES.filed(tmp_path, LINES, evidence=True, **changes)
 
 
 def test_a_file_has_a_row_for_each_record_and_counts_what_became_of_labels(tmp_path: Path) -> None:
@@ -430,14 +404,7 @@ def test_a_lane_that_was_handed_over_says_the_same() -> None:
 
 @pytest.mark.parametrize("dies_at", [12, 30, 55])
 def test_a_lane_that_is_killed_loses_and_repeats_nothing(dies_at: int) -> None:
-    there = world(1)
-    there.log.write(OUTS)
-    changes: dict[str, Any] = {"batch_records": 200, "snapshot_s": 0.05}
-    mortal = Mortal(there.log, dies_at, done=True)
-    with pytest.raises(Killed):
-        live(there, detector(**changes), log=mortal, model="payments")
-    live(there, detector(**changes), model="payments", epoch="e2")
-    assert there.said() == said_by(OUTS)
+    assert LANES.survived(OUTS, dies_at) == said_by(OUTS)
 
 
 def test_a_snapshot_of_fewer_partitions_is_taken_over() -> None:

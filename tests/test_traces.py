@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from lanes import Killed, Mortal, live, spec, world
+from classes import Lanes, without_lineage
 
-from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
 from raywatch.actors.failures import failed
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.scorer import ScorerHost
-from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.actors.traces import TracesFlow
 from raywatch.models import trace_edges as edges
@@ -41,8 +38,7 @@ from raywatch.models.traces_kernel import Calls
 RECORD = RecordSpec(
     values=("ms",), words=("caller", "operation"), key="service", time="ts", error="status"
 )
-SCORER = build(shipped("traces"))
-MODEL = describe(SCORER)
+MODEL = describe(build(shipped("traces")))
 RECORDS, STEP_MS = 16_000, 100
 CALLERS, OPERATIONS = ("web", "mobile", "batch"), ("/charge", "/refund")
 LASTS = 150  # calls of an edge
@@ -84,12 +80,11 @@ ROWS = calls()
 LINES = [json.dumps(row).encode() for row in ROWS]
 
 
-def detector(name: str = "d", **changes: Any) -> DetectorSpec:
-    settings: dict[str, Any] = {
-        "record": RECORD, "model": "preset:traces", "missing": MissingSettings(enabled=False),
-        "decide": DecideSettings(probability=1e-4, warmup=300),
-    }  # fmt: skip
-    return spec(name, "in", **{**settings, **changes})
+LANES = Lanes("traces", {
+    "record": RECORD, "missing": MissingSettings(enabled=False),
+    "decide": DecideSettings(probability=1e-4, warmup=300),
+})  # fmt: skip
+detector, said_by = LANES.detector, LANES.said_by
 
 
 def given(rows: list[dict[str, Any]], slots: Any) -> Calls:
@@ -213,16 +208,7 @@ def backtested(
     tmp_path: Path, values: list[bytes] = LINES, **changes: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     """What backtest says of calls: the table, and alerts."""
-    source, out, said = (tmp_path / name for name in ("in.jsonl", "out.parquet", "alerts.jsonl"))
-    source.write_bytes(b"\n".join(values) + b"\n")
-    settings: dict[str, Any] = {"partitions": 1, "evidence": False, **changes}
-    evidence, partitions = settings.pop("evidence"), settings.pop("partitions")
-    backtest(
-        detector(**settings), SCORER, source, out, alerts=said, evidence=evidence,
-        partitions=partitions,
-    )  # fmt: skip
-    alerts = [json.loads(line) for line in said.read_text().splitlines()]
-    return pq.read_table(out), alerts
+    return LANES.filed(tmp_path, values, **changes)[:2]
 
 
 def opened_in(alerts: list[dict[str, Any]], begin: int, end: int) -> list[dict[str, Any]]:
@@ -353,20 +339,6 @@ OUTS = [Out("in", str(row["service"]).encode(), v) for row, v in zip(ROWS, LINES
 HALF = RECORDS // 2
 
 
-def said_by(*parts: list[Out], partitions: int = 1, **changes: Any) -> Counter[str]:
-    there = world(partitions)
-    for part in parts:
-        there.log.write(part)
-        live(there, detector(**changes), model="traces")
-    return there.said()
-
-
-def without_lineage(said: Counter[str] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    alerts = [json.loads(each) for each in said.elements()] if isinstance(said, Counter) else said
-    cut = [{**alert, "lineage": None, "run_kind": ""} for alert in alerts]
-    return sorted(cut, key=lambda alert: (alert["at_ms"], alert["id"], alert["state"]))
-
-
 def test_a_lane_says_what_backtest_says(tmp_path: Path) -> None:
     _, alerts = backtested(tmp_path)
     assert len(alerts) >= 8
@@ -381,14 +353,8 @@ def test_a_lane_that_was_handed_over_says_the_same() -> None:
 
 @pytest.mark.parametrize("dies_at", [12, 30, 55])
 def test_a_lane_that_is_killed_loses_and_repeats_nothing(dies_at: int, tmp_path: Path) -> None:
-    there = world(1)
-    there.log.write(OUTS)
-    changes: dict[str, Any] = {"batch_records": 200, "snapshot_s": 0.05}
-    with pytest.raises(Killed):
-        live(there, detector(**changes), log=Mortal(there.log, dies_at, done=True), model="traces")
-    live(there, detector(**changes), model="traces", epoch="e2")
     _, alerts = backtested(tmp_path)
-    assert without_lineage(there.said()) == without_lineage(alerts)
+    assert without_lineage(LANES.survived(OUTS, dies_at)) == without_lineage(alerts)
 
 
 def test_partitions_in_one_lane_are_those_of_a_file(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ through the full parser; through JSON lines, CSV and Parquet; and are compared w
 written here. Then what is no word, and what of a word that must not be shown is kept.
 """
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from classes import written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -177,25 +177,11 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def written(folder: Path, kind: str) -> Path:
-    path = folder / f"rows.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
-    elif kind == "csv":
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(ROWS[0]))
-            table.writeheader()
-            table.writerows(ROWS)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("batch", [1, 2, 100])
 def test_a_file_gives_the_words_that_a_topic_gives(tmp_path: Path, kind: str, batch: int) -> None:
     live = decoded([json.dumps(row).encode() for row in ROWS])
-    pieces = [piece.records for piece in read_file(written(tmp_path, kind), SPEC, batch)]
+    pieces = [piece.records for piece in read_file(written(ROWS, tmp_path, kind), SPEC, batch)]
     assert np.concatenate([each.words for each in pieces]).tolist() == live.words.tolist()
     shown = [[r.word(i, n) for n in range(2)] for r in pieces for i in range(len(r))]
     assert shown == [["tcp", "80"], ["ä-ö", "443"], ["", ""], ["none", "-1"]]
@@ -229,7 +215,7 @@ def test_a_disguised_word_counts_and_is_not_shown(tmp_path: Path, kind: str) -> 
     if kind == "topic":
         records = decoded([json.dumps(row).encode() for row in ROWS], spec)
     else:
-        records = next(iter(read_file(written(tmp_path, kind), spec))).records
+        records = next(iter(read_file(written(ROWS, tmp_path, kind), spec))).records
     assert [records.word(index, 0) for index in range(4)] == [""] * 4
     assert records.words[0].tolist() == [hash_of(b"tcp"), hash_of(b"80")]
     hidden = Pseudonyms(HmacKey(b"x" * 32)).replaced(records)
