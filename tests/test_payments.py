@@ -452,7 +452,7 @@ def test_labels_that_find_nothing_are_said() -> None:
     assert words.startswith("d: most labels find no payment that waits")
     lines = _labels(**told)
     assert lines == [
-        "labels: 80 joined to their payment, 9 repeated, 60 of payments that are unknown or too old; "
-        "0 payments had no room to wait for theirs"
+        "labels: 80 joined to their payment, 9 repeated, 60 of payments that are unknown or too "
+        "old; 0 payments had no room to wait for theirs"
     ]
     assert _labels() == []

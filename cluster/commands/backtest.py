@@ -78,6 +78,6 @@ def _labels(labels: int = -1, repeated: int = 0, unknown: int = 0, lost: int = 0
     if labels < 0:
         return []
     return [
-        f"labels: {labels:,} joined to their payment, {repeated:,} repeated, {unknown:,} of payments "
-        f"that are unknown or too old; {lost:,} payments had no room to wait for theirs"
+        f"labels: {labels:,} joined to their payment, {repeated:,} repeated, {unknown:,} of "
+        f"payments that are unknown or too old; {lost:,} payments had no room to wait for theirs"
     ]
