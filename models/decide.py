@@ -231,6 +231,7 @@ class Decider:
             trust=self._trust,
             worth=self._worth,
             reach=self._reach,
+            belief=np.ones((rows, channels)),
         )
         out = Out(
             score=np.empty(records, np.float32),

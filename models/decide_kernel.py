@@ -87,6 +87,7 @@ class Scratch(NamedTuple):
     trust: F64  # (rows,) in each component, 0 where it makes no event score
     worth: F64  # (rows,) log10 of it
     reach: F64  # (rows,) see judging.py
+    belief: F64  # (rows, C) likewise
 
 
 class Out(NamedTuple):
@@ -246,12 +247,19 @@ def _remember(state: State, slot: int, age: int, batch: Batch, origin: Origin) -
 
 @njit(cache=True, nogil=True)
 def _view(
-    state: State, slot: int, time_ms: int, values: F64, at: int, strange: F64, scratch: Scratch
+    state: State,
+    slot: int,
+    time_ms: int,
+    values: F64,
+    at: int,
+    strange: F64,
+    belief: F64,
+    scratch: Scratch,
 ) -> None:
     """What this stage itself sees in the values of a record, and what it expected."""
     hour, usual = profile.hour_of(time_ms), scratch.usual
     profile.look(
-        state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread
+        state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread, belief
     )
     novel = len(profile.VIEWS)
     if strange.shape[0] > novel:
@@ -281,6 +289,7 @@ def decide_batch(
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, evidence = scratch.now, scratch.evidence
     trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
+    belief = scratch.belief
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views = now.shape[0] > engine
@@ -293,10 +302,12 @@ def decide_batch(
         age = before + t
         _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
         if views:
-            _view(state, slot, time_ms[at], batch.values, at, now[engine:], scratch)
+            _view(
+                state, slot, time_ms[at], batch.values, at, now[engine:], belief[engine:], scratch
+            )
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
-            now, trust, worth, reach, calibration, joint, evidence, scratch.said, slot,
+            now, trust, worth, reach, belief, calibration, joint, evidence, scratch.said, slot,
             rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup

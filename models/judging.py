@@ -37,6 +37,7 @@ def judge(
     trust: F64,
     worth: F64,
     reach: F64,
+    belief: F64,
     calibration: F64,
     joint: F64,
     evidence: F64,
@@ -53,6 +54,7 @@ def judge(
         trust: (rows,) in each component, 0 where it is not asked.
         worth: (rows,) log10 of it.
         reach: (rows,) how far it may say more than log10 of the scores that it was taught.
+        belief: (rows, C) share of what it says that is believed where p is concerned.
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
         joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
         evidence: out, (C,) sum of what components say of each channel beyond USUAL.
@@ -84,12 +86,12 @@ def judge(
             said[row, channel] = 0.0
             known = 0.0 if math.isnan(score) else max(min(score, LARGEST), 0.0)
             if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
-                rare = _rare(calibration, slot, which, known, reach[row])
+                rare, promised = _say(calibration, slot, which, known, reach[row], channels == 1)
                 said[row, channel] = rare
                 total += max(rare - USUAL, 0.0)
-                rare += worth[row]
-                most = max(most, rare)
+                most = max(most, rare + worth[row])
                 if calibration[slot, which, calibrate.HEARD] >= warmup:
+                    rare = belief[row, channel] * promised + worth[row]
                     most_heard = max(most_heard, rare)
                     if rare > rarest:
                         rarest, fired = rare, row
@@ -105,18 +107,27 @@ def judge(
         top_heard = _topped(top_heard, most_heard - USUAL)
     together = top_all[0] + top_all[1] + top_all[2]
     every = calibrate.judge(joint, slot, 0, together)
-    heard = calibrate.judge(joint, slot, 0, top_heard[0] + top_heard[1] + top_heard[2])
+    heard = calibrate.promised(joint, slot, 0, top_heard[0] + top_heard[1] + top_heard[2])
     calibrate.learn(joint, slot, 0, together, rate, excess_rate)
     return every, heard, fired
 
 
 @njit(cache=True, nogil=True)
-def _rare(calibration: F64, slot: int, which: int, score: float, reach: float) -> float:
-    """-log10 p of a score, within reach of what was taught."""
+def _say(
+    calibration: F64, slot: int, which: int, score: float, reach: float, sole: bool
+) -> tuple[float, float]:
+    """-log10 p of a score as it ranks, and as p is made of it; within reach of what was taught.
+
+    Of several channels both are the same: `joint` was taught what they say as it ranks.
+    """
     rare = calibrate.judge(calibration, slot, which, score)
+    promised = rare
+    if sole and rare > calibrate.BODY:  # below the line both are the same
+        promised = calibrate.promised(calibration, slot, which, score)
     if rare <= reach:
-        return rare
-    return min(rare, math.log10(calibration[slot, which, calibrate.COUNT]) + reach)
+        return rare, promised
+    most = math.log10(calibration[slot, which, calibrate.COUNT]) + reach
+    return min(rare, most), min(promised, most)
 
 
 @njit(cache=True, nogil=True)

@@ -20,6 +20,7 @@ ALL = 24  # the row of all hours
 VIEWS = ("hour", "hour_mean")  # names of the two components
 RECENT = 8
 VISITS_MIN = 3  # Values of an hour before it judges.
+KNOWN = 20.0  # Values of an hour before all that it says is believed.
 RATE = 1.0 - 0.5 ** (1.0 / 20.0)
 RATE_ALL = 1e-3
 FLOOR = 0.01
@@ -66,6 +67,16 @@ def visit(profile: F64, slot: int, channel: int, view: int, hour: int, value: fl
 
 
 @njit(cache=True, nogil=True)
+def believed(visits: float) -> float:
+    """How far what an hour of so many values says is believed, 0 .. 1.
+
+    A deviation of few values is now and then far too small, and what is measured by it huge. Ranks
+    bear that, for it passes; a promise does not.
+    """
+    return min(visits / KNOWN, 1.0) if visits >= VISITS_MIN else 0.0
+
+
+@njit(cache=True, nogil=True)
 def look(
     profile: F64,
     recent: F64,
@@ -76,16 +87,19 @@ def look(
     strange: F64,
     usual: F64,
     spread: F64,
+    belief: F64,
 ) -> None:
     """One record: both views of every channel.
 
-    Fills strange (2, C), NaN where there is nothing to say, usual (2, C), the mean before, and
-    spread (2, C), twice the deviation before.
+    Fills strange (2, C), NaN where there is nothing to say, usual (2, C), the mean before, spread
+    (2, C), twice the deviation before, and belief (2, C), see `believed`.
     """
     for channel in range(values.shape[1]):
         value = values[row, channel]
         for view in range(2):
-            seen = profile[slot, channel, view, hour, VISITS] > 0.0
+            visits = profile[slot, channel, view, hour, VISITS]
+            belief[view, channel] = believed(visits)
+            seen = visits > 0.0
             mean = profile[slot, channel, view, hour, AVERAGE]
             usual[view, channel] = mean if seen else math.nan
             variance = profile[slot, channel, view, hour, VARIANCE]

@@ -111,6 +111,44 @@ def test_rarity_is_bounded_so_that_a_probability_stays_positive() -> None:
     assert 10.0**-rare > 0.0
 
 
+def test_a_promise_knows_from_how_many_excesses_its_tail_is_known() -> None:
+    def taught(excesses: float) -> F64:
+        """Excesses of mean 2, exponential as far as moments say."""
+        state = np.zeros((1, 1, calibrate.COLUMNS))
+        for column, value in (
+            (calibrate.COUNT, 1_000.0), (calibrate.MEAN, 1.0), (calibrate.LINE, 5.0),
+            (calibrate.EXCESS, 2.0), (calibrate.SQUARE, 8.0), (calibrate.ABOVE, excesses),
+        ):  # fmt: skip
+            state[0, 0, column] = value
+        return state
+
+    for excesses, over in ((1, 3.0), (5, 3.0), (5, 80.0), (30, 40.0)):
+        expected = calibrate.BODY + excesses * math.log10(1.0 + over / (excesses * 2.0))
+        said = calibrate.promised(taught(excesses), 0, 0, 5.0 + over)
+        assert said == pytest.approx(expected), (excesses, over)
+        assert said < calibrate.judge(taught(excesses), 0, 0, 5.0 + over)
+    # Of many it is the tail itself, and below the line nothing is different.
+    many = taught(1e9)
+    assert calibrate.promised(many, 0, 0, 9.0) == calibrate.judge(many, 0, 0, 9.0)
+    assert calibrate.promised(taught(1), 0, 0, 4.0) == calibrate.judge(taught(1), 0, 0, 4.0)
+
+
+def test_promises_hold_from_the_first_excesses_on() -> None:
+    """Calibrators that begin, each with a tail of ten excesses or so: where `judge` is too sure."""
+    rates, draw = calibrate.rates(2_000.0), np.random.default_rng(9)
+    sure, kept, judged = 0, 0, 0
+    for _ in range(400):
+        state = np.zeros((1, 1, calibrate.COLUMNS))
+        for index, score in enumerate(draw.standard_exponential(500).tolist()):
+            if index >= 250:
+                judged += 1
+                sure += calibrate.judge(state, 0, 0, score) >= 5.0
+                kept += calibrate.promised(state, 0, 0, score) >= 5.0
+            calibrate.learn(state, 0, 0, score, *rates)
+    assert sure / judged > 2e-4
+    assert kept / judged < 1e-4
+
+
 def seasonal(x: F64, hours: list[int]) -> list[float]:
     """The profile, written plainly."""
     mean, var, count = [0.0] * 24, [0.0] * 24, [0] * 24
@@ -141,27 +179,32 @@ def test_the_profile_judges_value_and_mean_of_eight_as_the_formula_says() -> Non
 
     state = np.zeros((1, 1, 2, profile.HOURS + 1, 3))
     recent = np.zeros((1, 1, profile.RECENT))
-    strange, usual, spread = np.zeros((3, 2, 1))
+    strange, usual, spread, belief = np.zeros((4, 2, 1))
     seen: list[list[float]] = []
+    trusted: list[float] = []
     for row in range(2_000):
         hour = profile.hour_of(int(time_ms[row]))
         assert hour == hours[row]
-        profile.look(state, recent, 0, hour, x[:, None], row, strange, usual, spread)
+        profile.look(state, recent, 0, hour, x[:, None], row, strange, usual, spread, belief)
         seen.append(strange[:, 0].tolist())
+        if hour == hours[0]:
+            trusted.append(belief[0, 0])
     np.testing.assert_allclose([s[0] for s in seen], seasonal(x, hours), rtol=1e-7)
     np.testing.assert_allclose([s[1] for s in seen], seasonal(means, hours), rtol=1e-6)
     assert spread[0, 0] == pytest.approx(2.0, rel=0.4)  # two deviations of what is drawn
+    assert trusted[:5] == [0.0, 0.0, 0.0, 0.15, 0.2]  # by values that the hour had before
+    assert trusted[19:22] == [0.95, 1.0, 1.0]
 
 
 def test_missing_and_boundless_values_leave_no_trace_in_the_profile() -> None:
     state = np.zeros((1, 1, 2, profile.HOURS + 1, 3))
     recent = np.zeros((1, 1, profile.RECENT))
-    strange, usual, spread = np.zeros((3, 2, 1))
+    strange, usual, spread, belief = np.zeros((4, 2, 1))
     for value in (1.0, 2.0, 3.0, 4.0):
-        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread)
+        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread, belief)
     before = state.copy(), recent.copy()
     for value in (math.nan, 1e200, -1e200):
-        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread)
+        profile.look(state, recent, 0, 5, np.array([[value]]), 0, strange, usual, spread, belief)
         assert np.isnan(strange).all()
         assert not np.isnan(usual).any()
     assert np.array_equal(state, before[0])

@@ -1,15 +1,22 @@
 """Goal: detectors show how often what they call rare came, and say nothing where nobody can tell.
 
 Method: reports of owners as a supervisor gets them, over a restart; then the snapshot of what was
-counted, its metrics, and the lines of `status`.
+counted, its metrics, and the lines of `status`. And what is shown is what was promised: young keys
+of noise, through `backtest`.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lanes import spec
 from test_snapshot import AXIS, CALM, NOW, lines
 
+from raywatch.actors.backtest import backtest
 from raywatch.actors.owner import LaneReport, OwnerReport
 from raywatch.actors.stats import Tally
 from raywatch.cluster import view
@@ -17,6 +24,9 @@ from raywatch.cluster.commands import status
 from raywatch.cluster.metrics import Metrics
 from raywatch.cluster.snapshot import build
 from raywatch.cluster.views import DetectorView, Observed
+from raywatch.models.registry import build as built
+from raywatch.models.registry import shipped
+from raywatch.models.settings import DecideSettings
 
 TALLY = Tally(judged=120_000, first=126, second=13, alerting=0, held=12)
 
@@ -103,3 +113,23 @@ def test_status_says_it_in_a_line() -> None:
     unknown = build(seen(None), NOW, AXIS)
     assert unknown["detectors"][0]["judged_records"] is None
     assert not any("nominal" in line for line in status.lines(unknown))
+
+
+def test_young_keys_are_called_rare_as_often_as_promised(tmp_path: Path) -> None:
+    """A record a minute: all but the first hours of their day are known from few values."""
+    keys, records = 150, 1_000
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    of = np.tile(np.arange(keys), records)
+    columns = {
+        "host": pa.array([f"k{n}" for n in range(keys)]).take(pa.array(of)),
+        "ts": np.repeat(1_700_000_000_000 + 60_000 * np.arange(records), keys),
+        "value": np.random.default_rng(3).standard_normal(of.shape[0]),
+    }
+    pq.write_table(pa.table(columns), source)
+    decide = DecideSettings(probability=1e-5, warmup=500)
+    backtest(spec("d", "in", decide=decide), built(shipped("lagbank")), source, out)
+    p = pq.read_table(out, columns=["p_value"])["p_value"].to_numpy().reshape(records, keys)
+    assert (p[:500] == 1.0).all()
+    for nominal, most in ((1e-3, 1.3), (1e-4, 2.0)):  # 75 and 7.5 are to be expected
+        ratio = float((p[500:] <= nominal).mean()) / nominal
+        assert 0.2 < ratio < most, (nominal, ratio)
