@@ -57,7 +57,7 @@ def judge(
         belief: (rows, C) share of what it says that is believed where p is concerned.
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
         joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
-        evidence: out, (C,) sum of what components say of each channel beyond USUAL.
+        evidence: out, (C,) sum of what components say of each channel beyond USUAL, by trust.
         said: out, (rows, C) -log10 p of each component; 0 where it has no say yet.
         slot: of the key.
         warmup: scores of which a component must have been heard to have a part in alerts.
@@ -88,7 +88,7 @@ def judge(
             if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
                 rare, promised = _say(calibration, slot, which, known, reach[row], channels == 1)
                 said[row, channel] = rare
-                total += max(rare - USUAL, 0.0)
+                total += trust[row] * max(rare - USUAL, 0.0)
                 most = max(most, rare + worth[row])
                 if calibration[slot, which, calibrate.HEARD] >= warmup:
                     rare = belief[row, channel] * promised + worth[row]

@@ -81,7 +81,7 @@ def setup(seed: int) -> Setup:
         record=RecordSpec(values=("v",), key="k", time="t"),
         model="robustz",
         decide=DecideSettings(
-            probability=1e-3, warmup=20, quiet=5, half_life=100, update_factor=30.0
+            probability=1e-3, warmup=20, quiet=5, half_life=100, update_factor=10.0
         ),
         missing=MissingSettings(intervals=4.0, floor_ms=6_000, records_min=10),
         audit="audit",
