@@ -81,7 +81,7 @@ def setup(seed: int) -> Setup:
         record=RecordSpec(values=("v",), key="k", time="t"),
         model="robustz",
         decide=DecideSettings(
-            probability=1e-3, warmup=20, quiet=5, half_life=100, update_factor=10.0
+            probability=1e-3, warmup=20, quiet=5, half_life=100, update_factor=3.0
         ),
         missing=MissingSettings(intervals=4.0, floor_ms=6_000, records_min=10),
         audit="audit",
@@ -131,7 +131,8 @@ def records(made: Setup) -> list[tuple[float, Partition, bytes, bytes]]:
     noise = rng.standard_normal((made.rounds, count))
     for _ in range(2 + count // 2):  # anomalies, late enough to be judged
         key, at = chance.below(count), 26 + chance.below(made.rounds - 28)
-        noise[at : at + 1 + chance.below(3), key] += 25.0 + 30.0 * chance.share()
+        worse = 10.0 ** np.arange(1 + chance.below(3))  # each record stranger: some are updates
+        noise[at : at + len(worse), key] += (25.0 + 30.0 * chance.share()) * worse
     silent = {
         chance.below(count): (15 + chance.below(8), 30 + chance.below(made.rounds - 30))
         for _ in range(1 + chance.below(2))
