@@ -6,7 +6,7 @@ folder or bucket and memory for Store, the machine's and a virtual one for Clock
 here, in `testing.py`. `Log` is where Sources and Sinks come from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -95,8 +95,15 @@ class Source(Protocol):
         """
         ...
 
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """Read nothing more of these until told otherwise; the others go on. Until then: none."""
+        ...
+
     def position(self) -> dict[Partition, int]:
-        """Next offset of each partition that was read, markers and holes behind it included."""
+        """Next offset of each partition that was read, markers and holes behind it included.
+
+        Kafka's client passes markers at the very end of a log only where `ends` was asked for.
+        """
         ...
 
     def close(self) -> None:
@@ -141,10 +148,18 @@ class Sink(Protocol):
 class Log(Protocol):
     """Kafka or the embedded log. Safe to use from several threads."""
 
-    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Source:
+    def source(
+        self,
+        group: str,
+        partitions: Sequence[Partition],
+        *,
+        keys: bool = False,
+        ends: bool = False,
+    ) -> Source:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
-        `keys` asks for keys and headers; an empty `group` is one that only looks.
+        `keys` asks for keys and headers, `ends` for positions that reach the ends of logs; an empty
+        `group` is one that only looks.
         """
         ...
 

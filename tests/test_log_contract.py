@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Committed, Fetched, Log, Out, Partition, Source
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 

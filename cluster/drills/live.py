@@ -238,7 +238,7 @@ class Drill:
 
     def _partitions(self) -> list[Partition]:
         known = self.scene.log.topics()
-        return [Partition(t, n) for t in self.scene.spec.topics for n in range(known.get(t, 0))]
+        return [Partition(t, n) for t in self.scene.spec.inputs for n in range(known.get(t, 0))]
 
     def _bounds(self) -> dict[Partition, Any]:
         try:
