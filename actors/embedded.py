@@ -376,7 +376,7 @@ class EmbeddedSource:
         return gathered.fetched()
 
     def hold(self, partitions: Collection[Partition]) -> None:
-        """See `Source`."""
+        """See `Reader`."""
         self._held = set(partitions)
 
     def position(self) -> dict[Partition, int]:

@@ -147,13 +147,13 @@ class Flow:
         end: Mapping[Partition, int],
     ) -> Batch:
         """Decode a batch and take it into the histories. Order of calls is order of records."""
-        records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
+        records = fetched if isinstance(fetched, Records) else self._decoded(fetched)
         if self.pseudonyms is not None:
             records = self.pseudonyms.replaced(records)
         taken = self.keys.take(replace(records, partition=self._home(records.partition)))
         slots, gone = taken.slots, taken.gone
         if slots.shape[0] and int(slots.min()) < 0:
-            values = _values(fetched, records) if isinstance(fetched, Fetched) else []
+            values = values_of(fetched, records) if isinstance(fetched, Fetched) else []
             records, slots = self._without_new_keys(records, slots, values)
         silences: list[Silence] = []
         appended: Appended | None = None
@@ -173,6 +173,10 @@ class Flow:
             model, records, slots, order, touched, counts, appended, silences, usual_ms,
             taken.born, gone, dict(begin), dict(end),
         )  # fmt: skip
+
+    def _decoded(self, fetched: Fetched) -> Records:
+        """What was fetched as records and rejects (a stage may have more to reject)."""
+        return decode(fetched, self.spec.record)
 
     def _featurised(
         self, records: Records, order: I64, touched: I32, counts: I32, gone: Gone, model: ModelSpec
@@ -450,7 +454,7 @@ class Flow:
         }
 
 
-def _values(fetched: Fetched, records: Records) -> list[bytes | None]:
+def values_of(fetched: Fetched, records: Records) -> list[bytes | None]:
     """(N,) what each decoded record was decoded from."""
     if not records.rejects:
         return fetched.values

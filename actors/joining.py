@@ -22,19 +22,19 @@ Ends are asked for beside the lane, a few times within half the delay. So
                 of it more, until no earlier one can come any more;
     no answer   and payments wait from half the delay on; what they wait for is in `stats.words`.
 
-What waits is bounded: of a partition with more, no more is read (`Source.hold`). Its partner then
+What waits is bounded: of a partition with more, no more is read (`Reader.hold`). Its partner then
 still is, and only one of the two can wait for the other, so none waits for ever.
 """
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
 from raywatch.actors.fetching import FETCH_BYTES, Gathered
 from raywatch.actors.merging import NO_FLOOR, merged
-from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Log, Partition, Source
+from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Log, Partition, Reader
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stats import LaneStats
 from raywatch.models.errors import Unreachable
@@ -134,7 +134,7 @@ class Joined:
 
     def __init__(
         self,
-        source: Source,
+        source: Reader,
         spec: DetectorSpec,
         partitions: Sequence[Partition],
         *,
@@ -193,10 +193,6 @@ class Joined:
         self._begin = dict(begin)
         self._clear()
 
-    def hold(self, partitions: Collection[Partition]) -> None:
-        """See `Source`; nobody asks a source for it that does it by itself."""
-        raise NotImplementedError(partitions)
-
     def close(self) -> None:
         """See `Source`."""
         self._source.close()
@@ -227,18 +223,18 @@ class Joined:
         for index in np.unique(fetched.partition).tolist():
             at = np.flatnonzero(fetched.partition == index)
             if not len(self._waiting[index]):
-                self._check(index, int(fetched.time_ms[at[0]]))
+                self._check(index, fetched.time_ms[at])
             self._waiting[index].take(fetched, at)
 
-    def _check(self, index: int, time_ms: int) -> None:
-        """Count a record that belongs before what was handed on while it was not known."""
+    def _check(self, index: int, time_ms: I64) -> None:
+        """Count the first of these that belong before what was handed on when nobody knew them."""
         for (paid, label), assumed in zip(self._pairs, self._assumed, strict=True):
+            late = np.zeros(0, np.bool_)
             if index == label:
-                self._stats.late += time_ms + self._delay_ms <= assumed[0]
-                assumed[0] = NO_FLOOR
+                late, assumed[0] = time_ms + self._delay_ms <= assumed[0], NO_FLOOR
             if index == paid:
-                self._stats.late += time_ms < assumed[1]
-                assumed[1] = NO_FLOOR
+                late, assumed[1] = time_ms < assumed[1], NO_FLOOR
+            self._stats.late += int(np.logical_and.accumulate(late).sum())
 
     def _learn(self) -> None:
         """Ends that have been read to: what comes behind them is younger than the question."""

@@ -130,7 +130,7 @@ class KafkaSource:
         return gathered.fetched()
 
     def hold(self, partitions: Collection[Partition]) -> None:
-        """See `Source`."""
+        """See `Reader`."""
         before, self._held = self._held, set(partitions)
         self._consumer.pause(_asked(self._held - before))
         self._consumer.resume(_asked(before - self._held))

@@ -30,6 +30,7 @@ from raywatch.actors.ports import (
     Out,
     Partition,
     Pool,
+    Reader,
     Sink,
     Source,
     Store,
@@ -132,7 +133,7 @@ class Shift:
         self.lane, self.spec, self.stats = lane, lane.spec, lane.stats
         self.log, self.clock, self.store = lane.log, lane.clock, lane.store
         self.pool = lane.make_pool()
-        self.reader: Source | None = None  # the client; `source` may be one over it
+        self.reader: Reader | None = None  # the client; `source` may be one over it
         self.source: Source | None = None
         self.sink: Sink | None = None
         self.in_flight: deque[_Flight] = deque()

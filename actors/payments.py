@@ -15,11 +15,12 @@ import numpy as np
 from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
 from raywatch.actors.checkpoint import Arrays, Snapshot
-from raywatch.actors.flow import Batch, Part
+from raywatch.actors.flow import Batch, Part, values_of
 from raywatch.actors.keys import Gone, KeyTable, Taken
 from raywatch.actors.labels import kinds
+from raywatch.actors.ports import Fetched
 from raywatch.actors.pseudonyms import WITHHELD
-from raywatch.actors.records import Records
+from raywatch.actors.records import Records, Reject
 from raywatch.actors.scan import hash_column
 from raywatch.models import incident
 from raywatch.models import payment_features as features
@@ -52,6 +53,24 @@ class PaymentsFlow(AloneFlow):
             partitions, late_s=86_400.0 * record.label_days, labelled=record.label is not None
         )
         self.following = Following(self.spec.decide, tuple(each.name for each in COMPONENTS))
+
+    def _decoded(self, fetched: Fetched) -> Records:
+        """In a topic of labels there is nothing else: what has no label is rejected."""
+        records = super()._decoded(fetched)
+        if self.homes == self.partitions:
+            return records
+        among = np.array([partition not in self.homes for partition in self.partitions])
+        stray = among[records.partition] & (kinds(self.spec.record, records.words) == PAYMENT)
+        if not stray.any():
+            return records
+        values, rejects = values_of(fetched, records), list(records.rejects)
+        withheld = bool(self.spec.record.pseudonymise)
+        for index in np.flatnonzero(stray).tolist():
+            where = int(records.partition[index]), int(records.offset[index])
+            value, what = values[index], ("missing field", f"`{self.spec.record.label}`")
+            hidden = len(value or b"") if withheld else -1
+            rejects.append(Reject(*where, *what, None if withheld else value, hidden))
+        return records.kept(~stray, rejects)
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         records, order = batch.records, batch.order

@@ -95,10 +95,6 @@ class Source(Protocol):
         """
         ...
 
-    def hold(self, partitions: Collection[Partition]) -> None:
-        """Read nothing more of these until told otherwise; the others go on. Until then: none."""
-        ...
-
     def position(self) -> dict[Partition, int]:
         """Next offset of each partition that was read, markers and holes behind it included.
 
@@ -108,6 +104,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go; idempotent."""
+        ...
+
+
+class Reader(Source, Protocol):
+    """A Source that is a client of the log itself."""
+
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """Read no more of these, and of all others, from here on; none are held at first.
+
+        A fetch may still have some that came before. Each `assign` begins anew.
+        """
         ...
 
 
@@ -155,7 +162,7 @@ class Log(Protocol):
         *,
         keys: bool = False,
         ends: bool = False,
-    ) -> Source:
+    ) -> Reader:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
         `keys` asks for keys and headers, `ends` for positions that reach the ends of logs; an empty

@@ -1,4 +1,4 @@
-"""What one detector can be told: topics, policy, bounds (fields: fields.py); and how it becomes a DetectorSpec.
+"""What one detector can be told, and how it becomes a DetectorSpec; fields.py has its records.
 
 Every setting has a default (of `actors/spec.py` and `models/settings.py`, so that there is one
 truth), a unit at the end of its name, a bound and a description. Knows no brokers and no secrets.
