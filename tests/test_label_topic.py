@@ -1,0 +1,442 @@
+"""Goal: labels of a topic of their own teach what they would teach in the payments' partition.
+
+Method: the stream of test_payments.py, written to two topics of the embedded log at the times of
+its records; what lanes say of it, handed over, killed and cut differently, is compared with one
+file in which each label stands where the rule puts it. Then `backtest --labels`, `check`, and what
+a config may not say.
+"""
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from classes import without_lineage, written
+from command import called
+from command import written as written_config
+from lanes import Killed, Mortal, World, live
+from test_payments import (
+    BEGIN_MS,
+    FIRST,
+    MODEL,
+    RECORD,
+    ROWS,
+    detector,
+    lines_of,
+)
+from test_payments import LANES as ALONE
+
+from raywatch.actors.backtest import backtest
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.ports import Committed, Fetched, Out, Partition
+from raywatch.actors.runtime import LogSpec
+from raywatch.actors.stages import flow_of
+from raywatch.cluster import assign
+from raywatch.cluster.acl import rights
+from raywatch.cluster.commands.check import examine
+from raywatch.cluster.commands.lag import measure
+from raywatch.cluster.config import Config
+from raywatch.cluster.deployment import prepare
+from raywatch.cluster.lag import LagWindow, resting, verdict
+from raywatch.cluster.memory import memory_bound
+from raywatch.cluster.watch import astray
+from raywatch.models.errors import ConfigError
+
+DELAY_S = 600.0  # of ten payments
+JOINED = {"labels": "labels", "labels_delay_s": DELAY_S}
+PAID = [row for row in ROWS if "fraud" not in row]
+TOLD = [row for row in ROWS if "fraud" in row]
+
+
+class Stamp:
+    """The clock of the log: the time of the record that is written."""
+
+    ms = BEGIN_MS
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic(self) -> float:
+        return self.ms / 1_000
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError(seconds)
+
+
+def merged(paid: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rule, by the times of records."""
+    found, left = list[dict[str, Any]](), list(told)
+    for row in paid:
+        while left and left[0]["ts"] + 1_000 * DELAY_S <= row["ts"]:
+            found.append(left.pop(0))
+        found.append(row)
+    return found + left
+
+
+MERGED = merged(PAID, TOLD)
+
+
+def world(partitions: int = 1) -> World:
+    """Both topics, empty."""
+    broker = EmbeddedBroker(clock=Stamp())
+    log = EmbeddedLog(broker)
+    for topic in ("in", "labels"):
+        log.create(topic, partitions)
+    for topic in ("d.alerts", "d.rejects", "raywatch.audit"):
+        log.create(topic, 1)
+    places = [Partition(topic, n) for topic in ("in", "labels") for n in range(partitions)]
+    return World(broker, log, sorted(places))
+
+
+def write(there: World, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        there.broker._clock.ms = row["ts"]
+        topic = "labels" if "fraud" in row else "in"
+        there.log.write([Out(topic, row["terminal"].encode(), json.dumps(row).encode())])
+
+
+def said_by(*parts: list[dict[str, Any]], partitions: int = 1, **changes: Any) -> Counter[str]:
+    """Alerts of a lane on two topics that is handed over after each part."""
+    there = world(partitions)
+    for part in parts:
+        write(there, part)
+        live(there, detector(**JOINED, **changes), model="payments")
+    assert not any(name.startswith("d.rejects/") for name in there.store.names(""))
+    return there.said()
+
+
+def filed(folder: Path, partitions: int = 1) -> list[dict[str, Any]]:
+    """Alerts of one file with labels where they belong."""
+    return ALONE.filed(folder, lines_of(MERGED), partitions=partitions)[1]
+
+
+# ---- lanes -----------------------------------------------------------------------------------
+
+
+def test_labels_stand_elsewhere_than_in_the_stream() -> None:
+    assert ROWS != MERGED  # else nothing below would show an order
+    assert sorted(map(str, ROWS)) == sorted(map(str, MERGED))
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_lane_says_what_one_partition_with_labels_in_their_places_says(
+    tmp_path: Path, partitions: int
+) -> None:
+    expected = filed(tmp_path, partitions)
+    said = said_by(ROWS, partitions=partitions)
+    assert without_lineage(said) == without_lineage(expected)
+    assert len(expected) >= 5
+
+
+def test_where_batches_are_cut_and_lanes_change_hands_makes_no_difference(tmp_path: Path) -> None:
+    expected = without_lineage(filed(tmp_path))
+    cut = FIRST + 500
+    assert without_lineage(said_by(ROWS, batch_records=97)) == expected
+    assert without_lineage(said_by(ROWS[:cut], ROWS[cut:], snapshot_s=0.05)) == expected
+
+
+@pytest.mark.parametrize("dies_at", [9, 30, 55])
+def test_a_lane_that_is_killed_loses_and_repeats_nothing(tmp_path: Path, dies_at: int) -> None:
+    there = world()
+    write(there, ROWS)
+    lane = detector(**JOINED, batch_records=200, snapshot_s=0.05)
+    with pytest.raises(Killed):
+        live(there, lane, log=Mortal(there.log, dies_at, done=True), model="payments")
+    live(there, lane, model="payments", epoch="e2")
+    assert without_lineage(there.said()) == without_lineage(filed(tmp_path))
+
+
+def test_both_logs_are_committed_and_their_offsets_stand_in_the_snapshot() -> None:
+    there = world()
+    write(there, ROWS)
+    lane = live(there, detector(**JOINED), model="payments")
+    committed = {str(p): c.offset for p, c in there.commits(detector()).items()}
+    assert committed == {"in/0": len(PAID), "labels/0": len(TOLD)}
+    assert lane.stats.position == committed
+    assert lane.stats.labels["labels"] + lane.stats.labels["repeated"] == len(TOLD)
+    assert lane.stats.labels["unknown"] == lane.stats.late == 0
+
+
+def test_labels_among_the_payments_go_on_working(tmp_path: Path) -> None:
+    """Every second label comes with the payments."""
+    there = world()
+    apart, among = TOLD[::2], TOLD[1::2]
+    for row in sorted([*PAID, *TOLD], key=lambda row: row["ts"]):
+        there.broker._clock.ms = row["ts"]
+        topic = "labels" if row in apart else "in"
+        there.log.write([Out(topic, row["terminal"].encode(), json.dumps(row).encode())])
+    live(there, detector(**JOINED), model="payments")
+    rows = merged(sorted([*PAID, *among], key=lambda row: row["ts"]), apart)
+    expected = ALONE.filed(tmp_path, lines_of(rows))[1]
+    assert without_lineage(there.said()) == without_lineage(expected)
+
+
+def test_what_is_no_label_is_rejected_where_only_labels_are() -> None:
+    flow = flow_of(detector(**JOINED), [Partition("in", 0), Partition("labels", 0)], MODEL)
+    rows = [PAID[0], PAID[1], TOLD[0], {**TOLD[1], "fraud": "maybe"}]
+    of = np.array([0, 1, 1, 1], np.int32)
+    fetched = Fetched(of, np.arange(4), np.full(4, -1), lines_of(rows), [])
+    said = flow.finish(batch := flow.prepare(fetched, MODEL, begin={}, end={}), None)
+    assert batch.records.offset.tolist() == [0, 2]
+    why = sorted((each.partition, each.offset, each.reason, each.detail) for each in said.rejects)
+    assert why == [(1, 1, "missing field", "`fraud`"), (1, 3, "wrong type", "`fraud`: `maybe`")]
+    assert {each.value for each in said.rejects} == {fetched.values[1], fetched.values[3]}
+
+
+def test_a_snapshot_of_fewer_partitions_is_taken_over() -> None:
+    """Partitions that are added stand between the others: labels/1 comes before payments."""
+    few = sorted(Partition(topic, 1) for topic in ("in", "labels"))
+    more = sorted(Partition(topic, n) for topic in ("in", "labels") for n in (0, 1))
+    one, two = (flow_of(detector(**JOINED), places, MODEL) for places in (few, more))
+    half, end = len(MERGED) // 2, len(MERGED)
+
+    def heard(flow: Any, places: list[Partition], rows: list[dict[str, Any]]) -> bytes:
+        topics = ["labels" if "fraud" in row else "in" for row in rows]
+        of = np.array([places.index(Partition(topic, 1)) for topic in topics], np.int32)
+        fetched = Fetched(of, np.arange(len(rows)), np.full(len(rows), -1), lines_of(rows), [])
+        decided = flow.finish(batch := flow.prepare(fetched, MODEL, begin={}, end={}), None).decided
+        assert not batch.records.rejects
+        return decided.score[np.argsort(batch.order)].tobytes()
+
+    heard(one, few, MERGED[:half])
+    assert two.fits(one.snapshot(dict.fromkeys(few, half)))
+    assert heard(two, more, MERGED[half:]) == heard(one, few, MERGED[half:])
+    assert end - half > 3_000
+    layouts = {
+        flow_of(detector(**changes), few, MODEL).layout()
+        for changes in (JOINED, {**JOINED, "labels_delay_s": 5.0}, {**JOINED, "labels": "in2"})
+    }
+    assert len(layouts) == 3  # read in another order, another past
+    assert flow_of(detector(), few, MODEL).layout() not in layouts
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+NAMES = ("score", "p_value", "event_score", "alert", "key", "ts")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_backtest_reads_labels_of_a_file_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    for folder in ("paid", "told", "one"):
+        (tmp_path / folder).mkdir()
+    paid, told = (
+        written(rows, tmp_path / at, kind) for rows, at in ((PAID, "paid"), (TOLD, "told"))
+    )
+    config = written_config(
+        tmp_path, topics=["in"], model="preset:payments",
+        labels={"topic": "labels", "delay_s": DELAY_S},
+        record={"key": "terminal", "time": "ts", "values": "amount", "words": "customer",
+                "id": "payment", "label": "fraud", "label_days": 1.0},
+        alert={"probability": 1e-2, "quiet": 5}, batch_records=1_000,
+    )  # fmt: skip
+    out, alerts = tmp_path / "out.parquet", tmp_path / "alerts.jsonl"
+    words = ("--labels", told, "--output", out, "--alerts", alerts, "--evidence", "--json")
+    if kind != "jsonl":  # columns that a file does not have are an error, in any one file
+        row = {**TOLD[0], "customer": None, "amount": None}
+        assert set(row) == set(PAID[0]) | {"fraud"}
+        paid = written([{**each, "fraud": None} for each in PAID], tmp_path / "paid", kind)
+    said = called(capsys, "backtest", config, paid, *words)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    table, expected, summary = ALONE.filed(tmp_path / "one", lines_of(MERGED), evidence=True)
+    rows = np.array(["fraud" not in row for row in MERGED])
+    got = pq.read_table(out)
+    assert got.num_rows == len(PAID) == found["records"]
+    for name in NAMES:
+        assert got[name].to_pylist() == table[name].filter(rows).to_pylist(), name
+    assert got["evidence"].to_pylist() == table["evidence"].filter(rows).to_pylist()
+    lines = [json.loads(line) for line in alerts.read_text().splitlines()]
+    assert without_lineage(lines) == without_lineage(expected)
+    assert (found["labels"], found["rejects"]) == (summary.labels, 0)
+
+
+def test_rejects_of_both_files_are_counted_and_keep_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "told").mkdir()
+    paid, told = lines_of(PAID[:300]), lines_of([{**TOLD[0], "ts": PAID[100]["ts"]}] * 5)
+    for row in (0, 150, 299):
+        paid[row] = b"no payment"
+    told[0], told[4] = b"no label", lines_of([PAID[0]])[0]
+    source = tmp_path / "told" / "labels.jsonl"
+    source.write_bytes(b"\n".join(told) + b"\n")
+    path, out = tmp_path / "paid.jsonl", tmp_path / "out.parquet"
+    path.write_bytes(b"\n".join(paid) + b"\n")
+    for size in (1, 64, 20_000):
+        spec = detector(**JOINED, batch_records=size)
+        summary = backtest(spec, ALONE.scorer, path, out, labels=source)
+        keys = pq.read_table(out)["key"].to_pylist()
+        assert [at for at, key in enumerate(keys) if key is None] == [0, 150, 299]
+        assert keys[1:150] == [row["terminal"] for row in PAID[1:150]]
+        assert (summary.records, summary.rejects) == (300, 5)
+        assert summary.reasons == {"not JSON": 4, "missing field": 1}
+        assert summary.labels["unknown"] == 3
+
+
+@pytest.mark.parametrize("lacks", ["label", "key", "time"])
+def test_labels_in_a_file_need_what_they_are_placed_by(tmp_path: Path, lacks: str) -> None:
+    path = written(PAID[:10], tmp_path, "jsonl")
+    spec = detector(record=replace(RECORD, **{lacks: None}))
+    with pytest.raises(ConfigError, match=f"need `record.{lacks}`"):
+        backtest(spec, ALONE.scorer, path, tmp_path / "o.parquet", labels=path)
+
+
+# ---- a config and its topics -----------------------------------------------------------------
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """A detector with labels, changed."""
+    record = {"key": "terminal", "time": "ts", "values": "amount", "words": "customer",
+              "id": "payment", "label": "fraud", **changes.pop("record", {})}  # fmt: skip
+    found = {
+        "name": "d", "topics": ["in"], "model": "preset:payments", "record": record,
+        "labels": {"topic": "labels"}, **changes,
+    }  # fmt: skip
+    return {"kafka": {"bootstrap": "127.0.0.1:1"}, "detectors": [found]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "lagbank", "record": {"words": (), "id": None, "label": None}},
+         "`labels` is for `preset:payments`; `model` is `lagbank`"),
+        ({"record": {"label": None}}, "`labels` needs `record.label`"),
+        ({"topics": ["labels"]}, "`labels.topic` is among `topics`"),
+        ({"topics": ["in", "out"]}, "`labels` are of one topic of payments, got 2"),
+        ({"labels": {"topic": "labels", "delay_s": 1.0}}, "greater than or equal to 5"),
+        ({"labels": {}}, "Field required"),
+        ({"labels": {"topic": "d.alerts"}}, "`d` would read what it writes: `d.alerts`"),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match="(?s)" + words.replace(".", "[.]")):
+        Config.model_validate(entry(**changes))
+
+
+def test_a_config_becomes_a_spec() -> None:
+    spec = Config.model_validate(entry(labels={"topic": "labels", "delay_s": 30})).spec()
+    assert (spec.labels, spec.labels_delay_s, spec.inputs) == ("labels", 30.0, ("in", "labels"))
+    assert spec.rest_s(Partition("labels", 0)) == 50.0  # 30 + 15, and 5 for the commit
+    assert spec.rest_s(Partition("in", 0)) == 0.0
+    alone = Config.model_validate(entry(labels=None)).spec()
+    assert (alone.labels, alone.inputs) == ("", ("in",))
+    reads = [
+        right.name for right in rights(Config.model_validate(entry())) if right.operation == "Read"
+    ]
+    assert {"in", "labels"} <= set(reads)
+
+
+def log_of(**sizes: int) -> EmbeddedLog:
+    log = EmbeddedLog(EmbeddedBroker())
+    for topic, size in sizes.items():
+        log.create(topic, size)
+    return log
+
+
+def checked(log: EmbeddedLog, **changes: Any) -> list[tuple[str, str]]:
+    return [(it.state, it.words) for it in examine(Config.model_validate(entry(**changes)), log)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"in": 2}, "topic `labels` of detector `d` does not exist"),
+        ({"in": 2, "labels": 3}, "topic `in` of detector `d` has 2 partitions, its labels in "
+                                 "`labels` have 3"),
+    ],
+)  # fmt: skip
+def test_topics_that_do_not_fit_are_found_by_check_and_refused(
+    sizes: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    log = log_of(**sizes)
+    assert ("fail", words) in checked(log)
+    settings = Config.model_validate({**entry(), "store": str(tmp_path)})
+    with pytest.raises(ConfigError) as raised:
+        prepare(settings, log, LogSpec(embedded="log"))
+    assert raised.value.message == words
+
+
+def test_check_looks_at_the_newest_labels() -> None:
+    log = log_of(**{"in": 2, "labels": 2})
+    assert ("ok", "d: `labels` has as many partitions, and no label yet") in checked(log)
+    good = lines_of(TOLD[:3])
+    log.write([Out("labels", b"k", line) for line in good])
+    assert ("ok", "d: of the newest 3 records of `labels` all are labels") in checked(log)
+    log.write([Out("labels", b"k", line) for line in (lines_of(PAID[:1])[0], b"{}", b"?")])
+    words = "d: of the newest 6 records of `labels` 3 are labels: 1 missing field, 1 not JSON, "
+    assert ("warn", f"{words}1 without a label") in checked(log)
+    # Labels add no lanes.
+    assert ("ok", "d: 4 partitions in 2 lanes") in checked(log, lanes=2)
+    assert ("warn", "d: 4 lanes for 2 partitions: 2 stay empty") in checked(log, lanes=4)
+
+
+def test_labels_are_in_the_lane_of_their_payments_and_share_no_budget(tmp_path: Path) -> None:
+    log = log_of(**{"in": 5, "labels": 5})
+    settings = Config.model_validate({**entry(lanes=2), "store": str(tmp_path)})
+    (detection,) = prepare(settings, log, LogSpec(embedded="log")).detections
+    for places in detection.lanes.values():
+        numbers = {
+            topic: [p.number for p in places if p.topic == topic] for topic in ("in", "labels")
+        }
+        assert numbers["in"] == numbers["labels"] != []
+    assert detection.spec.partitions == 5
+    assert detection.lanes == assign.lanes(detection.partitions, 2)
+
+
+# ---- what operators see ----------------------------------------------------------------------
+
+
+def test_labels_that_rest_are_in_no_trouble() -> None:
+    spec = detector(labels="labels", labels_delay_s=60.0)
+    window, rest_s = LagWindow(), spec.rest_s(Partition("labels", 0))
+    window.add(0.0, 5, 5, 0)
+    for t in range(1, 91):
+        window.add(float(t), 5, 15, 0)
+        assert verdict(window, float(t), resting(rest_s), owned=True).state == "ok", t
+        assert t < 22 or verdict(window, float(t), owned=True).state != "ok"
+    for t in range(91, 200):
+        window.add(float(t), 5, 15, 0)
+    assert verdict(window, 199.0, resting(rest_s), owned=True).state == "stopped"
+
+
+def test_raywatch_lag_calls_labels_at_rest_ok() -> None:
+    log = log_of(**{"in": 1, "labels": 1})
+    log.write([Out("labels", b"k", line) for line in lines_of(TOLD[:3])])
+    group = detector().group
+    sink, source = log.sink("x", group), log.source(group, [Partition("labels", 0)])
+    sink.open()
+    zero = Committed(0)
+    sink.transact([], {Partition("labels", 0): zero, Partition("in", 0): zero}, source)
+    rows = measure(log, replace(detector(), labels="labels"), 1.5, time.sleep)
+    assert [(row["partition"], row["lag_records"], row["state"]) for row in rows] == [
+        ("in/0", 0, "ok"),
+        ("labels/0", 3, "ok"),
+    ]
+
+
+def test_records_that_came_too_late_are_said() -> None:
+    told = {"labels": 80, "repeated": 9, "unknown": 0, "lost": 0}
+    assert astray("d", [told]) == ""
+    words = astray("d", [{**told, "late": 2}, told])
+    assert words.startswith(
+        "d: 2 records came too late for their place between payments and labels"
+    )
+
+
+def test_what_waits_for_its_place_counts_as_memory() -> None:
+    plain, joined = (memory_bound(detector(**c), partitions=4, owners=1) for c in ({}, JOINED))
+    assert joined.batches - plain.batches >= joined.lanes * (64 << 20)
+    assert joined.state == plain.state  # a partition of labels has none
+
+
+def test_the_example_names_the_alternative() -> None:
+    text = (Path(__file__).parent.parent / "configs" / "payments.yaml").read_text()
+    assert "    # labels: {topic: chargebacks}" in text
+    config = text.replace("    # labels: {topic", "    labels: {topic")
+    assert Config.model_validate(yaml.safe_load(config)).spec().labels == "chargebacks"
