@@ -438,10 +438,9 @@ class EmbeddedLog:
         self._clock = clock or SystemClock()
 
     def source(
-        self, group: str, partitions: Sequence[Partition], *, keys: bool = False, ends: bool = False
+        self, group: str, partitions: Sequence[Partition], *, keys: bool = False
     ) -> EmbeddedSource:
-        """See `Log`; positions always reach the ends here."""
-        del ends
+        """See `Log`."""
         return EmbeddedSource(self._broker, self._clock, group, partitions, keys)
 
     def sink(self, lane: str, group: str) -> EmbeddedSink:

@@ -33,7 +33,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from raywatch.actors.fetching import FETCH_BYTES, Gathered
-from raywatch.actors.merging import NO_FLOOR, merged
+from raywatch.actors.merging import NO_FLOOR, merged, places
 from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Log, Partition, Reader
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stats import LaneStats
@@ -267,30 +267,29 @@ class Joined:
 
     def _hand_on(self, pair: int, limit: int, gathered: Gathered) -> None:
         """Add the records of one pair to what was gathered."""
-        places = self._pairs[pair]
-        paid, label = (self._waiting[each] for each in places)
-        floors = [self._floor[each] for each in places]
-        of = merged(paid.time_ms, label.time_ms, self._delay_ms, *floors, limit).astype(np.int64)
-        count = of.shape[0]
-        if count:
-            labels = np.cumsum(of)
-            at = np.where(of == 1, len(paid) + labels - 1, np.arange(count) - labels)
+        pay, tell = self._pairs[pair]
+        paid, label = self._waiting[pay], self._waiting[tell]
+        of = merged(
+            paid.time_ms, label.time_ms, self._delay_ms, self._floor[pay], self._floor[tell], limit
+        )
+        if of.shape[0]:
+            at = places(of, len(paid))
             size = np.concatenate((paid.size, label.size))[at]
-            count = 1 + int(np.searchsorted(np.cumsum(size)[:-1], FETCH_BYTES))
-            of, at = of[:count], at[:count]
+            fit = 1 + int(np.searchsorted(np.cumsum(size)[:-1], FETCH_BYTES))
+            of, at = of[:fit], at[:fit]
             values, keys = [*paid.values, *label.values], [*paid.keys, *label.keys]
             gathered.add(
-                np.array(places, np.int32)[of],
+                np.array((pay, tell), np.int32)[of],
                 np.concatenate((paid.offset, label.offset))[at],
                 np.concatenate((paid.time_ms, label.time_ms))[at],
                 [values[i] for i in at.tolist()],
                 [keys[i] for i in at.tolist()] if keys else [],
             )
             self._assume(pair, of)
-        labels = int(of.sum())
-        paid.drop(count - labels)
+        labels, payments = int(of.sum()), int((of == 0).sum())
+        paid.drop(payments)
         label.drop(labels)
-        if count > labels or not len(paid):
+        if payments or not len(paid):
             self._since[pair] = None
         if len(paid) and not len(label) and self._since[pair] is None:
             self._since[pair] = self._clock.monotonic()

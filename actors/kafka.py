@@ -58,21 +58,13 @@ class KafkaSource:
     """Reads the partitions of one lane."""
 
     def __init__(
-        self,
-        log: "KafkaLog",
-        group: str,
-        partitions: Sequence[Partition],
-        *,
-        keys: bool,
-        ends: bool,
+        self, log: "KafkaLog", group: str, partitions: Sequence[Partition], *, keys: bool
     ) -> None:
         self._log, self._group, self._keys = log, group, keys
         self._partitions = tuple(partitions)
         self._held: set[Partition] = set()
-        self._ends: dict[Partition, int] = {}  # where a log ended, of those that were read so far
         self._ear = log.ear()
         fixed = {**rules.READER_RULES, "group.id": group or LOOKER, "error_cb": self._ear}
-        fixed["enable.partition.eof"] = ends
         self._consumer: Any = log.made(ck.Consumer, rules.READER, fixed)
         self._table = reading.table(self._partitions)
         # Plain tuples and Partitions are equal and hash alike.
@@ -94,7 +86,7 @@ class KafkaSource:
     def assign(self, begin: Mapping[Partition, int]) -> None:
         """See `Source`."""
         reading.check_retained(begin, self.bounds())
-        self._held, self._ends = set(), {}
+        self._held = set()
         self._consumer.assign([ck.TopicPartition(p.topic, p.number, o) for p, o in begin.items()])
         for topic in {p.topic for p in begin}:
             # Left to itself the client asks for leaders at its next full second.
@@ -111,7 +103,7 @@ class KafkaSource:
             full = len(messages) == want
             # A KafkaError is true: one pass in C says that there is none, as nearly always.
             if any(map(ck.Message.error, messages)):
-                messages = reading.sifted(messages, self._log.rights, self._group, self._ends)
+                messages = reading.sifted(messages, self._log.rights, self._group)
             if count := len(messages):
                 stamps = map(itemgetter(1), map(ck.Message.timestamp, messages))
                 places = map(ck.Message.topic, messages), map(ck.Message.partition, messages)
@@ -138,8 +130,7 @@ class KafkaSource:
     def position(self) -> dict[Partition, int]:
         """See `Source`."""
         found = self._consumer.position(self._consumer.assignment())
-        read = {Partition(t.topic, t.partition): t.offset for t in found if t.offset >= 0}
-        return reading.furthest(read, self._ends)
+        return {Partition(t.topic, t.partition): t.offset for t in found if t.offset >= 0}
 
     def group_metadata(self) -> Any:
         """Who commits; to be taken right before each transaction."""
@@ -331,10 +322,10 @@ class KafkaLog:
             raise security.unmade(raised.args[0], settings) from None
 
     def source(
-        self, group: str, partitions: Sequence[Partition], *, keys: bool = False, ends: bool = False
+        self, group: str, partitions: Sequence[Partition], *, keys: bool = False
     ) -> KafkaSource:
         """See `Log`."""
-        return KafkaSource(self, group, partitions, keys=keys, ends=ends)
+        return KafkaSource(self, group, partitions, keys=keys)
 
     def sink(self, lane: str, group: str) -> KafkaSink:
         """See `Log`. May probe: raises Unreachable, ConfigError."""

@@ -40,21 +40,8 @@ def indices(
     return np.fromiter(map(index.__getitem__, where), np.int32, count)
 
 
-def furthest(read: dict[Partition, int], ends: Mapping[Partition, int]) -> dict[Partition, int]:
-    """Positions, and ends that were reached where these are further: the client stops at markers.
-
-    `ends` alone says nothing of what was not read: an end comes behind its records.
-    """
-    return read | {p: end for p, end in ends.items() if end > read.get(p, -1)}
-
-
-def sifted(
-    messages: Iterable[Any], rights: Rights, group: str, ends: dict[Partition, int] | None = None
-) -> list[Any]:
-    """Messages that are records; raises for those that a reader cannot live with.
-
-    `ends` takes in where a log ended, of those whose reader asked for it.
-    """
+def sifted(messages: Iterable[Any], rights: Rights, group: str) -> list[Any]:
+    """Messages that are records; raises for those that a reader cannot live with."""
     kept: list[Any] = []
     for message in messages:
         error = message.error()
@@ -62,9 +49,6 @@ def sifted(
             kept.append(message)
             continue
         name, partition = error.name(), Partition(message.topic() or "?", message.partition() or 0)
-        if name == "_PARTITION_EOF" and ends is not None:
-            ends[partition] = message.offset()
-            continue
         if error.retriable() or name in AGAIN:
             # An error that has an offset moves the reader's position past a record that was not
             # read (measured): what is committed must never come from there.

@@ -13,7 +13,7 @@ import numpy as np
 
 from raywatch.actors.files import FileBatch, columns_of, read_file
 from raywatch.actors.labels import kinds
-from raywatch.actors.merging import NO_FLOOR, merged
+from raywatch.actors.merging import NO_FLOOR, merged, places
 from raywatch.actors.records import Records, RecordSpec, Reject
 from raywatch.models.errors import ConfigError
 from raywatch.models.payment_names import PAYMENT
@@ -40,7 +40,7 @@ def with_labels(
     delay_ms, row = round(1_000 * delay_s), 0
     while paid.more() | told.more():
         floors = [NO_FLOOR if each.rest is not None else NO_MORE for each in (paid, told)]
-        of = merged(paid.time_ms, told.time_ms, delay_ms, *floors, batch).astype(np.int64)
+        of = merged(paid.time_ms, told.time_ms, delay_ms, floors[0], floors[1], batch)
         labelled = int(of.sum())
         one, two = paid.cut(of.shape[0] - labelled), told.cut(labelled)
         rows = (paid.row if paid.rest is not None else paid.end) - row
@@ -125,9 +125,7 @@ def _interleaved(one: Records | None, two: Records | None, of: I64) -> Records:
         whole = one if two is None else two
         assert whole is not None, "nothing to merge"
         return whole
-    labels = np.cumsum(of)
-    at = np.where(of == 1, len(one) + labels - 1, np.arange(of.shape[0]) - labels)
-    shift = one.text.shape[0]
+    at, shift = places(of, len(one)), one.text.shape[0]
 
     def both(name: str, more: int = 0) -> np.ndarray:
         return np.concatenate((getattr(one, name), getattr(two, name) + more))[at]

@@ -169,11 +169,12 @@ class Shift:
         self.stats.opened += 1
         self.sink = self.lane.sink = self.log.sink(spec.lane_id(lane), spec.group)
         self.sink.open()
-        keys, two = spec.record.key is None, bool(spec.labels)
-        self.reader = self.source = self.log.source(spec.group, partitions, keys=keys, ends=two)
-        if two:
-            place = {"log": self.log, "clock": self.clock, "stats": self.stats}
-            self.source = Joined(self.reader, spec, partitions, **place)
+        keys = spec.record.key is None
+        self.reader = self.source = self.log.source(spec.group, partitions, keys=keys)
+        if spec.labels:
+            self.source = Joined(
+                self.reader, spec, partitions, log=self.log, clock=self.clock, stats=self.stats
+            )
         committed, others = fencing.committed(
             self.log, self.store, spec, lane, partitions, self.source
         )

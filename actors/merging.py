@@ -18,7 +18,6 @@ there when the end was looked for, so its time is no earlier than that (the *flo
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from raywatch.models.scorer import I64
 
@@ -28,8 +27,8 @@ NO_FLOOR = -(1 << 60)  # ms: nothing is known of a record that was not read
 @njit(cache=True, nogil=True)
 def merged(
     paid_ms: I64, label_ms: I64, delay_ms: int, paid_floor: int, label_floor: int, limit: int
-) -> NDArray[np.bool_]:
-    """Which records come next, as far as it is certain: (n,) whether each is a label, n <= limit.
+) -> I64:
+    """Which records come next, as far as it is certain: (n,) 1 for a label, n <= limit.
 
     Args:
         paid_ms: (P,) log's times of payments that were read, in their order; ms.
@@ -40,7 +39,7 @@ def merged(
         limit: most records wanted.
     """
     payments, labels = paid_ms.shape[0], label_ms.shape[0]
-    out = np.empty(max(0, min(limit, payments + labels)), np.bool_)
+    out = np.empty(max(0, min(limit, payments + labels)), np.int64)
     i = j = 0
     while i + j < out.shape[0]:
         if i < payments and j < labels:
@@ -56,6 +55,12 @@ def merged(
         out[i + j] = label
         i, j = (i, j + 1) if label else (i + 1, j)
     return out[: i + j]
+
+
+def places(of: I64, payments: int) -> I64:
+    """(n,) where each record of such an order stands among `payments` payments, then labels."""
+    labels = np.cumsum(of)
+    return np.where(of == 1, payments + labels - 1, np.arange(of.shape[0]) - labels)
 
 
 def warm_merging() -> None:

@@ -96,10 +96,7 @@ class Source(Protocol):
         ...
 
     def position(self) -> dict[Partition, int]:
-        """Next offset of each partition that was read, markers and holes behind it included.
-
-        Kafka's client passes markers at the very end of a log only where `ends` was asked for.
-        """
+        """Next offset of each partition that was read, markers and holes behind it included."""
         ...
 
     def close(self) -> None:
@@ -155,18 +152,10 @@ class Sink(Protocol):
 class Log(Protocol):
     """Kafka or the embedded log. Safe to use from several threads."""
 
-    def source(
-        self,
-        group: str,
-        partitions: Sequence[Partition],
-        *,
-        keys: bool = False,
-        ends: bool = False,
-    ) -> Reader:
+    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Reader:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
-        `keys` asks for keys and headers, `ends` for positions that reach the ends of logs; an empty
-        `group` is one that only looks.
+        `keys` asks for keys and headers; an empty `group` is one that only looks.
         """
         ...
 

@@ -1,17 +1,38 @@
 """What a key looked like when it raised an alert: the last values of one channel."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from raywatch.actors.alerts import STEP_MS, WINDOW, Window
 from raywatch.models.decide import Episode
 from raywatch.models.history import Appended
-from raywatch.models.scorer import F64, FINE
+from raywatch.models.scorer import F64, FINE, I32, I64
 
-if TYPE_CHECKING:
-    from raywatch.actors.flow import Batch
+
+class Grouped(Protocol):
+    """What is asked of a batch (flow.py)."""
+
+    @property
+    def order(self) -> I64:
+        """(N,) grouped order -> batch order."""
+        ...
+
+    @property
+    def touched(self) -> I32:
+        """(K,) slots with records, ascending."""
+        ...
+
+    @property
+    def counts(self) -> I32:
+        """(K,) their records."""
+        ...
+
+    @property
+    def usual_ms(self) -> F64:
+        """(N,) time between two records of the key; 0: not known."""
+        ...
 
 
 class Windows:
@@ -21,7 +42,7 @@ class Windows:
     beyond it depends on where the batch was cut, and an alert must not.
     """
 
-    def __init__(self, names: Sequence[str], batch: "Batch", appended: Appended) -> None:
+    def __init__(self, names: Sequence[str], batch: Grouped, appended: Appended) -> None:
         self._names, self._batch, self._appended = names, batch, appended
         levels = appended.segments.levels
         self._history = levels[0].history if levels and levels[0].name == FINE.name else 0

@@ -163,8 +163,8 @@ class Mortal:
     def sink(self, lane: str, group: str) -> Any:
         return _Client(self, self._log.sink(lane, group), ("open", "transact"))
 
-    def source(self, group: str, partitions: Sequence[Partition], **asked: bool) -> Any:
-        source = self._log.source(group, partitions, **asked)
+    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Any:
+        source = self._log.source(group, partitions, keys=keys)
         return _Client(self, source, ("committed", "fetch"))
 
     def called(self, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -66,7 +66,7 @@ class ListLog:
         return self.living
 
     def source(
-        self, group: str, partitions: Sequence[Partition], *, keys: bool = False, ends: bool = False
+        self, group: str, partitions: Sequence[Partition], *, keys: bool = False
     ) -> "ListSource":
         assert group == ""
         return ListSource(self, list(partitions))

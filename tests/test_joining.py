@@ -84,7 +84,7 @@ class World:
         self.wrote[Partition(topic, number)].append(self.hand.now_ms())
 
     def reader(self, begin: Mapping[Partition, int] | None = None) -> Joined:
-        source = self.log.source("g", self.partitions, ends=True)
+        source = self.log.source("g", self.partitions)
         joined = Joined(
             source, SPEC, self.partitions,
             log=self.log, clock=self.clock, stats=self.stats, beside=False,
