@@ -177,13 +177,13 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
         Out(told if "fraud" in row else paid, row["terminal"].encode(), json.dumps(row).encode())
         for row in rows
     ]
-    step = len(outs) // 14
+    step = len(outs) // 10 + 1
     try:
         service.start()
         for turn, at in enumerate(range(0, len(outs), step)):
             log.write(outs[at : at + step])
-            time.sleep(0.9)
-            if turn in (4, 8):
+            time.sleep(0.8)
+            if turn in (3, 6):
                 pids = service.pids("owner")
                 service.signal(pids[min(pids)], signal.SIGKILL)
         service.drained()
