@@ -191,14 +191,18 @@ def test_what_is_no_label_is_rejected_where_only_labels_are() -> None:
 
 def test_a_snapshot_of_fewer_partitions_is_taken_over() -> None:
     """Partitions that are added stand between the others: labels/1 comes before payments."""
-    few = sorted(Partition(topic, 1) for topic in ("in", "labels"))
-    more = sorted(Partition(topic, n) for topic in ("in", "labels") for n in (0, 1))
+    few, more = (
+        sorted(Partition(topic, n) for topic in ("in", "labels") for n in numbers)
+        for numbers in ((1, 2), (0, 1, 2))
+    )
     one, two = (flow_of(detector(**JOINED), places, MODEL) for places in (few, more))
     half, end = len(MERGED) // 2, len(MERGED)
 
     def heard(flow: Any, places: list[Partition], rows: list[dict[str, Any]]) -> bytes:
         topics = ["labels" if "fraud" in row else "in" for row in rows]
-        of = np.array([places.index(Partition(topic, 1)) for topic in topics], np.int32)
+        numbers = [1 + (len(row["terminal"]) == 6) for row in rows]  # `shop-1` to `shop-9`
+        wheres = map(Partition, topics, numbers)
+        of = np.array([places.index(where) for where in wheres], np.int32)
         fetched = Fetched(of, np.arange(len(rows)), np.full(len(rows), -1), lines_of(rows), [])
         decided = flow.finish(batch := flow.prepare(fetched, MODEL, begin={}, end={}), None).decided
         assert not batch.records.rejects

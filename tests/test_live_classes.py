@@ -186,6 +186,7 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
             if turn in (3, 6):
                 pids = service.pids("owner")
                 service.signal(pids[min(pids)], signal.SIGKILL)
+        seen = service.call("snapshot")["partitions"]
         service.drained()
         got = said(log, service.spec.alerts)
         lanes = [lane for report in service.reports("owner") for lane in report.lanes]
@@ -193,6 +194,10 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
     finally:
         service.stop()
         log.close()
+    # Labels that rest wait, and are not late.
+    rest = {n: (seen["lag_records"][at], seen["lag_s"][at]) for at, n in enumerate(seen["name"])}
+    assert sum(rest[f"{told}/{number}"][0] for number in range(PARTITIONS)) > 0, seen
+    assert [rest[f"{told}/{number}"][1] for number in range(PARTITIONS)] == [0.0, 0.0], seen
     assert len(texts) == len(outs)
     assert [out.value for out in outs] != texts  # labels lie elsewhere than they were written
     assert labels > 100
