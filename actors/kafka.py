@@ -20,7 +20,7 @@ from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from raywatch.actors import kafka_reading as reading
 from raywatch.actors import kafka_rules as rules
@@ -461,6 +461,14 @@ class KafkaLog:
         ask, deadline = partial(security.held, asker, wanted), time.monotonic() + ANSWER_S
         with self._answered("rights"):  # a new broker has no coordinator at first
             return rules.patient(lambda _: ask(), deadline, FAILURE)
+
+    def setting(self, topic: str, name: str) -> str | None:
+        """What brokers have set for a topic; None where they do not tell this principal."""
+        where = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        asked = self._admin.describe_configs([where], request_timeout=ANSWER_S)
+        with suppress(FAILURE):
+            return str(_answer(asked[where])[name].value)
+        return None
 
     def _silent(self) -> Unreachable:
         self._admin.poll(0)  # lets the ear hear

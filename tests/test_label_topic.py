@@ -9,6 +9,7 @@ a config may not say.
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from test_payments import LANES as ALONE
 
 from raywatch.actors.backtest import backtest
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.ports import Committed, Fetched, Out, Partition
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.stages import flow_of
@@ -378,6 +380,23 @@ def test_check_looks_at_the_newest_labels() -> None:
     # Labels add no lanes.
     assert ("ok", "d: 4 partitions in 2 lanes") in checked(log, lanes=2)
     assert ("warn", "d: 4 lanes for 2 partitions: 2 stay empty") in checked(log, lanes=4)
+
+
+@pytest.mark.kafka
+def test_check_warns_of_times_that_producers_set(kafka: Any, topic: Callable[[str], str]) -> None:
+    log, paid, told = KafkaLog(kafka.bootstrap), topic("paid"), topic("told")
+    log.create(paid, 1, {"message.timestamp.type": "LogAppendTime"})
+    log.create(told, 1)
+    changes = entry(topics=[paid], labels={"topic": told})
+    try:
+        words = [it.words for it in examine(Config.model_validate(changes), log)]
+        assert log.setting("none", "message.timestamp.type") is None
+    finally:
+        log.close()
+    assert [each for each in words if "times of producers" in each] == [
+        f"d: `{told}` keeps the times of producers, and by them it is settled before which payment "
+        "a label comes"
+    ]
 
 
 def test_labels_are_in_the_lane_of_their_payments_and_share_no_budget(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from raywatch.models.errors import (
 )
 
 SHOWN_MAX = 5  # partitions that one line names
+STAMPS = "message.timestamp.type"  # of a topic: whose times its records have
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -419,6 +420,14 @@ def _labels(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator
             "a label needs `record.id` and `record.label`, and what every record needs: a key, and "
             "`record.time` where it is set",
         )
+    told: Callable[[str, str], str | None] | None = getattr(log, "setting", None)  # Kafka's alone
+    for topic in spec.inputs if told is not None else ():
+        if told(topic, STAMPS) == "CreateTime":
+            yield warn(
+                f"{spec.name}: `{topic}` keeps the times of producers, and by them it is settled "
+                "before which payment a label comes",
+                f"`{STAMPS}=LogAppendTime` on the topic: what a producer sends late comes too late",
+            )
 
 
 def retention(
