@@ -421,8 +421,8 @@ def _labels(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator
             "`record.time` where it is set",
         )
     told: Callable[[str, str], str | None] | None = getattr(log, "setting", None)  # Kafka's alone
-    for topic in spec.inputs if told is not None else ():
-        if told(topic, STAMPS) == "CreateTime":
+    for topic in spec.inputs:
+        if told is not None and told(topic, STAMPS) == "CreateTime":
             yield warn(
                 f"{spec.name}: `{topic}` keeps the times of producers, and by them it is settled "
                 "before which payment a label comes",
