@@ -209,6 +209,10 @@ def test_what_is_no_label_is_rejected_where_only_labels_are() -> None:
     why = sorted((each.partition, each.offset, each.reason, each.detail) for each in said.rejects)
     assert why == [(1, 1, "missing field", "`fraud`"), (1, 3, "wrong type", "`fraud`: `maybe`")]
     assert {each.value for each in said.rejects} == {fetched.values[1], fetched.values[3]}
+    hidden = replace(RECORD, pseudonymise=("customer",))
+    flow = flow_of(detector(**JOINED, record=hidden), flow.partitions, MODEL)
+    stray, _ = flow.prepare(fetched, MODEL, begin={}, end={}).records.rejects[::-1]
+    assert (stray.value, stray.withheld) == (None, len(fetched.values[1] or b""))
 
 
 def test_a_snapshot_of_fewer_partitions_is_taken_over() -> None:
