@@ -107,7 +107,7 @@ audit: audit
     ]
     # `partitions` and `added` are found out about the topics (cluster/deployment.py), not set;
     # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py), labels are for one
-    # signal class (tests/test_label_topic.py).
+    # signal class (tests/test_label_config.py).
     named = [
         ".name",
         ".topics",
