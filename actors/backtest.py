@@ -8,8 +8,9 @@ nothing but the records before it.
 import errno
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from raywatch.actors.files import FileBatch, read_file, resolve
 from raywatch.actors.flow import Batch, Said
+from raywatch.actors.label_file import with_labels
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
@@ -73,6 +75,7 @@ def backtest(
     output: Path,
     *,
     alerts: Path | None = None,
+    labels: Path | None = None,
     partitions: int = 1,
     evidence: bool = False,
     progress: Callable[[int], None] = lambda records: None,
@@ -81,6 +84,7 @@ def backtest(
 
     `partitions` spreads keys as Kafka's default partitioner would: silence is judged among the
     keys of one partition, so give the topic's number to see the service's own missing-data alerts.
+    `labels` of payments may be a file of their own, see label_file.py; they get no rows.
     Rejected records keep their row, with an empty key and no score. With `evidence` each record
     says what its channels would be by themselves: sums of -log10 p over the components, whose
     squares are what an alert's shares are shares of. Where records have a session, a column says
@@ -90,6 +94,7 @@ def backtest(
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
     flow = flow_of(spec, names, model, evidence=evidence)
+    flow.speak = dict.fromkeys(names, -sys.maxsize)  # also at labels, which lie below 0
     schema = SCHEMA
     if spec.record.session is not None:
         schema = schema.append(pa.field(SESSIONS, pa.list_(SESSION)))
@@ -98,7 +103,7 @@ def backtest(
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
-        for piece in read_file(path, spec.record, spec.batch_records, partitions=partitions):
+        for piece in _pieces(spec, path, labels, partitions):
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
@@ -114,6 +119,17 @@ def backtest(
     summary.keys = len(flow.keys)
     summary.labels = flow.labels()
     return summary
+
+
+def _pieces(
+    spec: DetectorSpec, path: Path, labels: Path | None, partitions: int
+) -> Iterator[FileBatch]:
+    if labels is None:
+        return read_file(path, spec.record, spec.batch_records, partitions=partitions)
+    return with_labels(
+        path, labels, spec.record, spec.batch_records,
+        partitions=partitions, delay_s=spec.labels_delay_s,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -182,17 +198,19 @@ def _table(piece: FileBatch, batch: Batch, said: Said, schema: pa.Schema) -> pa.
     records = batch.records
     # `offset` of a record from a file is its row: it survives the loss of rejected neighbours.
     at = records.offset - first
+    rows = records.offset >= 0  # labels of another file have none
     if said.decided is not None:
-        grouped = at[batch.order]
-        score[grouped] = said.decided.score
-        p[grouped] = said.decided.p
-        event[grouped] = said.decided.event
+        mine = rows[batch.order]
+        grouped = at[batch.order][mine]
+        score[grouped] = said.decided.score[mine]
+        p[grouped] = said.decided.p[mine]
+        event[grouped] = said.decided.event[mine]
         # Of the records, not of the flow: it may have forgotten a key by now.
         firsts = batch.order[np.cumsum(batch.counts) - batch.counts].tolist()
         texts = [records.key(first).decode("utf-8", "replace") for first in firsts]
-        keys[grouped] = np.repeat(np.array(texts, object), batch.counts)
-        ts[at] = records.time_ms
-        valid[at] = True
+        keys[grouped] = np.repeat(np.array(texts, object), batch.counts)[mine]
+        ts[at[rows]] = records.time_ms[rows]
+        valid[at[rows]] = True
     for cause, entry in zip(said.causes, said.alerts, strict=True):
         if entry.state == "open" and entry.rule == "anomaly":
             alert[at[cause]] = True
@@ -241,7 +259,9 @@ def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
     assert said.decided is None or evidence is not None, "the flow was to tell it"
     flat = np.zeros((int(ends[-1]), 1 if evidence is None else evidence.shape[1]), np.float32)
     if evidence is not None:
-        flat[batch.order] = evidence
+        rows = batch.records.offset >= 0
+        mine = rows[batch.order]
+        flat[(np.cumsum(rows) - 1)[batch.order][mine]] = evidence[mine]
     offsets = pa.array((ends * flat.shape[1]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)), mask=pa.array(~valid))
 

@@ -12,15 +12,15 @@ process ends, and does not end an open transaction by itself: `transact` leaves 
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.fetching import Gathered
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Clock, Committed, Fetched, Headers, Out, Partition, Source
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 
@@ -30,27 +30,6 @@ PARTITIONS_MAX = 1_024  # Of one topic.
 NOTE_BYTES_MAX = 4_096  # Kafka's `offset.metadata.max.bytes`.
 POLL_S = (0.002, 0.020)  # Between two questions of a client that waits: doubled up to the latter.
 STABLE_S = 20.0  # Longest wait for somebody's open transaction on the offsets.
-
-
-@lru_cache(65_536)
-def murmur2(key: bytes) -> int:
-    """Kafka's hash of a key (32 bit, seed 0x9747b28c), as org.apache.kafka.common.utils.Utils."""
-    mask, m = 0xFFFFFFFF, 0x5BD1E995
-    size = len(key)
-    h = 0x9747B28C ^ size
-    whole = size & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(key[i : i + 4], "little") * m & mask
-        h = (h * m & mask) ^ ((k ^ k >> 24) * m & mask)
-    if whole < size:
-        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
-    h = (h ^ h >> 13) * m & mask
-    return h ^ h >> 15
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where a record with this key goes, as with Kafka's default partitioner."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class Slice(NamedTuple):
@@ -336,6 +315,7 @@ class EmbeddedSource:
         self._index = {p: i for i, p in enumerate(self._partitions)}
         self._next: dict[Partition, int] = {}
         self._read: set[Partition] = set()
+        self._held: set[Partition] = set()
         self._turn = 0
 
     def committed(self) -> dict[Partition, Committed]:
@@ -363,7 +343,7 @@ class EmbeddedSource:
             if not bounds[partition].low <= offset <= bounds[partition].end:
                 raise _gone(partition, offset, bounds[partition])
         self._next = dict(begin)
-        self._read = set()
+        self._read, self._held = set(), set()
 
     def fetch(self, limit: int, wait_s: float) -> Fetched:
         """See `Source`."""
@@ -371,8 +351,8 @@ class EmbeddedSource:
         gathered, pause = Gathered(), POLL_S[0]
         while self._next:
             # Another partition comes first each time: none starves while others are busy.
-            order = list(self._next.items())
-            self._turn = (self._turn + 1) % len(order)
+            order = [each for each in self._next.items() if each[0] not in self._held]
+            self._turn = (self._turn + 1) % max(1, len(order))
             order = order[self._turn :] + order[: self._turn]
             for partition, part in self._broker.read(
                 order, limit - len(gathered), self._keys
@@ -394,6 +374,10 @@ class EmbeddedSource:
             self._clock.sleep(min(pause, left))
             pause = min(2.0 * pause, POLL_S[1])
         return gathered.fetched()
+
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """See `Reader`."""
+        self._held = set(partitions)
 
     def position(self) -> dict[Partition, int]:
         """See `Source`."""

@@ -121,8 +121,7 @@ def read_series(
 
 def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     """The spec with patterns in `values` replaced by columns of the file. Raises ConfigError."""
-    with _reading(path):
-        names = _names(path)
+    names = columns_of(path)
     fixed = [name for name in (spec.key, spec.time) if name is not None]
     for name in fixed:
         if name not in names:
@@ -194,6 +193,12 @@ def _reading(path: Path) -> Generator[None]:
         raise ConfigError(
             f"cannot read `{path}`: {cut(reason)}", hint="is it there, whole, and of its ending?"
         ) from error
+
+
+def columns_of(path: Path) -> list[str]:
+    """Columns of a file, in its order. Raises ConfigError."""
+    with _reading(path):
+        return _names(path)
 
 
 def _names(path: Path) -> list[str]:

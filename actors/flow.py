@@ -17,11 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from raywatch.actors.alerts import (
-    STEP_MS,
-    WINDOW,
     Alert,
     Shown,
-    Window,
     from_episode,
     from_forgotten,
     from_silence,
@@ -35,12 +32,13 @@ from raywatch.actors.records import Records, Reject
 from raywatch.actors.rejecting import Rejecting
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stats import Tally, tally
+from raywatch.actors.windows import Windows
 from raywatch.models.budget import Account, Budget
 from raywatch.models.decide import Decided, Decider, Episode, Forgotten
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended, History
 from raywatch.models.missing import Missing, Silence
-from raywatch.models.scorer import F64, FINE, I32, I64, ModelSpec, Scores, Segments
+from raywatch.models.scorer import F64, I32, I64, ModelSpec, Scores, Segments
 
 REJECT_BYTES_MAX = 524_288  # A rejected value is kept up to here; brokers refuse 1 MiB by default.
 _HINT = "delete this snapshot: an older one, or none, gives the same state after a replay"
@@ -99,9 +97,9 @@ class Flow:
     """State and arithmetic of one lane. `evidence`: tell it of every record, not of alerts only."""
 
     by_partition = (
-        "keys.partitions", "missing.partition", "missing.pace", "rejecting.windows", "budget.debt",
-        "budget.clock",
+        "keys.partitions", "missing.partition", "missing.pace", "budget.debt", "budget.clock",
     )  # fmt: skip
+    by_place = ("rejecting.windows",)  # of every partition that is read, whatever it is a part of
 
     def __init__(
         self,
@@ -113,14 +111,21 @@ class Flow:
     ) -> None:
         self.spec = spec
         self.partitions = tuple(partitions)
+        # State is of a partition; of one with labels it is that of the payments that they are of.
+        of = [
+            p._replace(topic=spec.topics[0]) if spec.labels == p.topic != "" else p
+            for p in partitions
+        ]
+        self.homes = tuple(dict.fromkeys(of))
+        self._home_of: I32 = np.array([self.homes.index(p) for p in of], np.int32)
         assert spec.record.pseudonymous == (spec.pseudonym is not None), "keys would be clear"
         self.pseudonyms = None if spec.pseudonym is None else Pseudonyms(spec.pseudonym)
         self.keys = KeyTable(
-            spec.keys_max, max(1, len(self.partitions)), evict=spec.keys_full == "evict"
+            spec.keys_max, max(1, len(self.homes)), evict=spec.keys_full == "evict"
         )
         self.rejecting = Rejecting(spec.rejects_max, max(1, len(self.partitions)))
-        self.missing = Missing(spec.missing, max(1, len(self.partitions)))
-        self.budget = Budget(spec.decide.per_day, spec.partitions, max(1, len(self.partitions)))
+        self.missing = Missing(spec.missing, max(1, len(self.homes)))
+        self.budget = Budget(spec.decide.per_day, spec.partitions, max(1, len(self.homes)))
         self.model = model
         self._evidence = evidence
         self._scored_by(model)
@@ -142,13 +147,13 @@ class Flow:
         end: Mapping[Partition, int],
     ) -> Batch:
         """Decode a batch and take it into the histories. Order of calls is order of records."""
-        records = fetched if isinstance(fetched, Records) else decode(fetched, self.spec.record)
+        records = fetched if isinstance(fetched, Records) else self._decoded(fetched)
         if self.pseudonyms is not None:
             records = self.pseudonyms.replaced(records)
-        taken = self.keys.take(records)
+        taken = self.keys.take(replace(records, partition=self._home(records.partition)))
         slots, gone = taken.slots, taken.gone
         if slots.shape[0] and int(slots.min()) < 0:
-            values = _values(fetched, records) if isinstance(fetched, Fetched) else []
+            values = values_of(fetched, records) if isinstance(fetched, Fetched) else []
             records, slots = self._without_new_keys(records, slots, values)
         silences: list[Silence] = []
         appended: Appended | None = None
@@ -158,12 +163,20 @@ class Flow:
             self.missing.ensure(self.keys.high)
             appended = self._featurised(records, order, touched, counts, gone, model)
             silences = self.missing.observe(
-                records.partition, slots, records.time_ms, usual_ms, (gone.index, gone.slot)
+                self._home(records.partition),
+                slots,
+                records.time_ms,
+                usual_ms,
+                (gone.index, gone.slot),
             )
         return Batch(
             model, records, slots, order, touched, counts, appended, silences, usual_ms,
             taken.born, gone, dict(begin), dict(end),
         )  # fmt: skip
+
+    def _decoded(self, fetched: Fetched) -> Records:
+        """What was fetched as records and rejects (a stage may have more to reject)."""
+        return decode(fetched, self.spec.record)
 
     def _featurised(
         self, records: Records, order: I64, touched: I32, counts: I32, gone: Gone, model: ModelSpec
@@ -241,7 +254,11 @@ class Flow:
         return tally(decided, self.spec.decide.probability, spoken[batch.order])
 
     def _account(self, batch: Batch) -> Account:
-        return self.budget.account(batch.records.partition, batch.order)
+        return self.budget.account(self._home(batch.records.partition), batch.order)
+
+    def _home(self, partition: I32) -> I32:
+        """(N,) index into `homes` of each index into `partitions`."""
+        return partition if self.homes == self.partitions else self._home_of[partition]
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         """What becomes of the records of a batch that has some (a stage's own)."""
@@ -410,14 +427,20 @@ class Flow:
     def _widened(self, snapshot: Snapshot) -> Snapshot:
         """The same state with its partitions counted as this lane counts them."""
         fresh = self._arrays()
-        index = [self.partitions.index(partition) for partition in snapshot.offsets]
+        place, index = self._places(snapshot)
         arrays = dict(snapshot.arrays)
         # The last one is for slots without a key, whose partition is -1.
         arrays["keys.partition"] = np.array([*index, -1], np.int32)[arrays["keys.partition"]]
-        for name in self.by_partition:
-            fresh[name][index] = arrays[name]
-            arrays[name] = fresh[name]
+        for names, where in ((self.by_place, place), (self.by_partition, index)):
+            for name in names:
+                fresh[name][where] = arrays[name]
+                arrays[name] = fresh[name]
         return replace(snapshot, arrays=arrays)
+
+    def _places(self, snapshot: Snapshot) -> tuple[list[int], list[int]]:
+        """Where the partitions of a snapshot, and those that have state, stand in this lane."""
+        place = [self.partitions.index(partition) for partition in snapshot.offsets]
+        return place, list(dict.fromkeys(self._home_of[place].tolist()))
 
     def _state(self) -> "dict[str, Part]":
         """Everything remembered, by the prefix of its names (a stage's own)."""
@@ -431,47 +454,7 @@ class Flow:
         }
 
 
-class Windows:
-    """Cuts the windows of alerts out of a batch's segments; nothing is computed before the first.
-
-    A window looks back no farther than the history that the model asked for: what a batch holds
-    beyond it depends on where the batch was cut, and an alert must not.
-    """
-
-    def __init__(self, names: Sequence[str], batch: Batch, appended: Appended) -> None:
-        self._names, self._batch, self._appended = names, batch, appended
-        levels = appended.segments.levels
-        self._history = levels[0].history if levels and levels[0].name == FINE.name else 0
-
-    def of(self, episode: Episode) -> Window | None:
-        """The window of an alert; None for an end, and where the model looks back less far."""
-        if episode.kind == "resolved" or self._history < WINDOW - 1:
-            return None
-        batch, segments = self._batch, self._appended.segments
-        channel = int(np.argmax(episode.channel_share))
-        key = int(np.searchsorted(batch.touched, episode.slot))
-        among = episode.index - int(batch.counts[:key].sum(dtype=np.int64))
-        # Every key of a batch has new values on the fine level, so rows are keys times channels.
-        row = key * segments.channels + channel
-        values, begin, _ = segments.rows(0)
-        end = int(begin[row]) + self._history + among + 1
-        anchor = float(self._appended.anchor[row])
-        expected: F64 | None = None
-        if episode.lag > 0:
-            held = min(WINDOW, max(0, self._history + 1 - episode.lag))
-            past = values[end - episode.lag - held : end - episode.lag]
-            expected = np.full(WINDOW, np.nan)
-            expected[WINDOW - held :] = past.astype(np.float64) + anchor
-        usual_ms = round(float(batch.usual_ms[batch.order[episode.index]]))
-        return Window(
-            channel=self._names[channel],
-            observed=values[end - WINDOW : end].astype(np.float64) + anchor,
-            expected=expected,
-            step_ms=usual_ms if usual_ms > 0 else STEP_MS,
-        )
-
-
-def _values(fetched: Fetched, records: Records) -> list[bytes | None]:
+def values_of(fetched: Fetched, records: Records) -> list[bytes | None]:
     """(N,) what each decoded record was decoded from."""
     if not records.rejects:
         return fetched.values

@@ -11,7 +11,7 @@ committed is durable, but brokers may take some ms to show it: `Source.committed
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,8 +20,9 @@ from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
+from raywatch.actors import kafka_reading as reading
 from raywatch.actors import kafka_rules as rules
 from raywatch.actors import kafka_security as security
 from raywatch.actors.fetching import Gathered
@@ -29,7 +30,6 @@ from raywatch.actors.kafka_rules import ANSWER_S, CALL_S
 from raywatch.actors.kafka_security import Brokers, Right, Rights
 from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition, Source
 from raywatch.models.errors import Fenced, LaneLost, Unreachable
-from raywatch.models.scorer import I32
 
 Settings = Mapping[str, str] | None
 Offsets = Mapping[Partition, Committed]
@@ -62,10 +62,11 @@ class KafkaSource:
     ) -> None:
         self._log, self._group, self._keys = log, group, keys
         self._partitions = tuple(partitions)
+        self._held: set[Partition] = set()
         self._ear = log.ear()
         fixed = {**rules.READER_RULES, "group.id": group or LOOKER, "error_cb": self._ear}
         self._consumer: Any = log.made(ck.Consumer, rules.READER, fixed)
-        self._table = rules.table(self._partitions)
+        self._table = reading.table(self._partitions)
         # Plain tuples and Partitions are equal and hash alike.
         self._index: dict[tuple[str, int], int] = {p: i for i, p in enumerate(self._partitions)}
 
@@ -79,12 +80,13 @@ class KafkaSource:
         found = self._log.bounds(self._partitions)
         for partition in self._partitions:
             if partition not in found:
-                raise rules.unanswered(partition)
+                raise reading.unanswered(partition)
         return found
 
     def assign(self, begin: Mapping[Partition, int]) -> None:
         """See `Source`."""
-        rules.check_retained(begin, self.bounds())
+        reading.check_retained(begin, self.bounds())
+        self._held = set()
         self._consumer.assign([ck.TopicPartition(p.topic, p.number, o) for p, o in begin.items()])
         for topic in {p.topic for p in begin}:
             # Left to itself the client asks for leaders at its next full second.
@@ -101,11 +103,12 @@ class KafkaSource:
             full = len(messages) == want
             # A KafkaError is true: one pass in C says that there is none, as nearly always.
             if any(map(ck.Message.error, messages)):
-                messages = rules.sifted(messages, self._log.rights, self._group)
+                messages = reading.sifted(messages, self._log.rights, self._group)
             if count := len(messages):
                 stamps = map(itemgetter(1), map(ck.Message.timestamp, messages))
+                places = map(ck.Message.topic, messages), map(ck.Message.partition, messages)
                 gathered.add(
-                    self._indices(messages, count),
+                    reading.indices(self._table, self._index, *places, count),
                     np.fromiter(map(ck.Message.offset, messages), np.int64, count),
                     np.fromiter(stamps, np.int64, count),
                     list(map(ck.Message.value, messages)),
@@ -118,6 +121,12 @@ class KafkaSource:
             self._ear.check(lasting_s=10.0)
         return gathered.fetched()
 
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """See `Reader`."""
+        before, self._held = self._held, set(partitions)
+        self._consumer.pause(_asked(self._held - before))
+        self._consumer.resume(_asked(before - self._held))
+
     def position(self) -> dict[Partition, int]:
         """See `Source`."""
         found = self._consumer.position(self._consumer.assignment())
@@ -129,30 +138,17 @@ class KafkaSource:
 
     def commit(self, offsets: Offsets, deadline: float) -> list[Partition]:
         """Commit without a transaction, forward only; returns where somebody else is ahead."""
+
+        def commit(forward: Offsets) -> None:
+            _checked(self._consumer.commit(offsets=_offsets(forward), asynchronous=False))
+
         there = self.committed(deadline)
-        ahead = [p for p, c in offsets.items() if there.get(p, c).offset > c.offset]
-        forward = _offsets({p: c for p, c in offsets.items() if p not in ahead})
-        commit = partial(self._consumer.commit, offsets=forward, asynchronous=False)
-        try:
-            if forward:
-                rules.patient(lambda _: _checked(commit()), deadline, FAILURE)
-        except FAILURE as raised:
-            if raised.args[0].code() == ck.KafkaError.UNKNOWN_MEMBER_ID:
-                raise rules.foreign(self._group) from raised
-            raise
-        return ahead
+        return rules.forward(offsets, there, commit, deadline, FAILURE, self._group)
 
     def close(self) -> None:
         """See `Source`."""
         consumer, self._consumer = self._consumer, None
         rules.end(consumer)
-
-    def _indices(self, messages: list[Any], count: int) -> I32:
-        numbers = map(ck.Message.partition, messages)
-        if self._table is not None:
-            return self._table[np.fromiter(numbers, np.int32, count)]
-        where = zip(map(ck.Message.topic, messages), numbers, strict=True)
-        return np.fromiter(map(self._index.__getitem__, where), np.int32, count)
 
 
 class KafkaSink:
@@ -383,7 +379,7 @@ class KafkaLog:
             raise self._silent()
         return found
 
-    def _bounds(self, partitions: Sequence[Partition]) -> rules.Ends:
+    def _bounds(self, partitions: Sequence[Partition]) -> reading.Ends:
         """Ask once; the partitions of which nobody said anything come second.
 
         A question to a broker that just died is not taken to its heir: better to ask anew, soon.
@@ -396,7 +392,7 @@ class KafkaLog:
             )
             for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
         ]
-        return rules.ends(partitions, asked, _answer, FAILURE)
+        return reading.ends(partitions, asked, _answer, FAILURE)
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
         """See `Log`."""
@@ -417,14 +413,7 @@ class KafkaLog:
 
     def members(self, group: str) -> list[str]:
         """See `Log`."""
-
-        def ask(wait: float) -> list[str]:
-            asked = self._admin.describe_consumer_groups([group], request_timeout=wait)
-            listed = self._admin.list_consumer_groups(request_timeout=wait)
-            found = [f"{m.client_id}@{m.host}" for m in _answer(asked[group]).members]
-            states = {g.group_id: g.state.name for g in _answer(listed).valid}
-            return found or rules.unnamed(states.get(group, "EMPTY"))
-
+        ask = partial(rules.members, self._admin, group, _answer)
         read = Right("group", group, "Read")
         with self._answered(
             group, right=read
@@ -472,6 +461,14 @@ class KafkaLog:
         ask, deadline = partial(security.held, asker, wanted), time.monotonic() + ANSWER_S
         with self._answered("rights"):  # a new broker has no coordinator at first
             return rules.patient(lambda _: ask(), deadline, FAILURE)
+
+    def setting(self, topic: str, name: str) -> str | None:
+        """What brokers have set for a topic; None where they do not tell this principal."""
+        where = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        asked = self._admin.describe_configs([where], request_timeout=ANSWER_S)
+        with suppress(FAILURE):
+            return str(_answer(asked[where])[name].value)
+        return None
 
     def _silent(self) -> Unreachable:
         self._admin.poll(0)  # lets the ear hear

@@ -13,15 +13,11 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from raywatch.actors.kafka_security import Fault, Right, Rights, brief, candidates, distrust
-from raywatch.actors.ports import Bounds, Committed, Out, Partition
+from raywatch.actors.kafka_security import Fault, Right, Rights, brief, distrust
+from raywatch.actors.ports import Committed, Out, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, RaywatchError, Unreachable
-from raywatch.models.scorer import I32
 
 T = TypeVar("T")
-Ends = tuple[dict[Partition, Bounds], list[Partition]]  # and of whom nobody knows for now
 
 ANSWER_S = 10.0  # One administrative question, retries included.
 ASK_S = 2.0  # Where the ends of partitions are: one try, of several within ANSWER_S.
@@ -91,15 +87,6 @@ AGAIN = _names(
     "UNSTABLE_OFFSET_COMMIT CONCURRENT_TRANSACTIONS _TIMED_OUT _TIMED_OUT_QUEUE _TRANSPORT "
     "_WAIT_COORD _ALL_BROKERS_DOWN"
 )
-
-
-def table(partitions: Sequence[Partition]) -> I32 | None:
-    """Index by partition number, -1 elsewhere; None for partitions of several topics."""
-    if len({p.topic for p in partitions}) != 1:
-        return None
-    indices = np.full(max(p.number for p in partitions) + 1, -1, np.int32)
-    indices[[p.number for p in partitions]] = np.arange(len(partitions))
-    return indices
 
 
 def passing(fault: Fault) -> bool:
@@ -331,6 +318,36 @@ def foreign(group: str) -> ConfigError:
     )
 
 
+def forward(
+    offsets: Mapping[Partition, Committed],
+    there: Mapping[Partition, Committed],
+    commit: Callable[[Mapping[Partition, Committed]], None],
+    deadline: float,
+    failure: type[Exception],
+    group: str,
+) -> list[Partition]:
+    """Commit what lies before what is `there`; returns where somebody else is ahead."""
+    ahead = [p for p, c in offsets.items() if there.get(p, c).offset > c.offset]
+    before = {p: c for p, c in offsets.items() if p not in ahead}
+    try:
+        if before:
+            patient(lambda _: commit(before), deadline, failure)
+    except failure as raised:
+        if raised.args[0].name() == "UNKNOWN_MEMBER_ID":
+            raise foreign(group) from raised
+        raise
+    return ahead
+
+
+def members(admin: Any, group: str, answer: Callable[[Any], Any], wait: float) -> list[str]:
+    """Live members of a group as an admin client tells."""
+    asked = admin.describe_consumer_groups([group], request_timeout=wait)
+    listed = admin.list_consumer_groups(request_timeout=wait)
+    found = [f"{m.client_id}@{m.host}" for m in answer(asked[group]).members]
+    states = {g.group_id: g.state.name for g in answer(listed).valid}
+    return found or unnamed(states.get(group, "EMPTY"))
+
+
 def unnamed(state: str) -> list[str]:
     """Members of a group as its state tells: the newer protocol's (KIP-848) are only listed."""
     return [] if state in ("EMPTY", "DEAD", "UNKNOWN") else [f"unnamed, {state.lower()}"]
@@ -374,90 +391,10 @@ def told(
         raise Unreachable(f"Kafka did not say what is committed: {fault.str()}") from raised
 
 
-def sifted(messages: Iterable[Any], rights: Rights, group: str) -> list[Any]:
-    """Messages that are records; raises for those that a reader cannot live with."""
-    kept: list[Any] = []
-    for message in messages:
-        error = message.error()
-        if error is None:
-            kept.append(message)
-            continue
-        name, partition = error.name(), Partition(message.topic() or "?", message.partition() or 0)
-        if error.retriable() or name in AGAIN:
-            # An error that has an offset moves the reader's position past a record that was not
-            # read (measured): what is committed must never come from there.
-            if (message.offset() is None) or message.offset() < 0:
-                continue
-            raise LaneLost(f"reading `{partition}` was interrupted: {error.str()}")
-        if name == "_AUTO_OFFSET_RESET":
-            raise gone(partition, message.offset(), error.str())
-        if name == "GROUP_AUTHORIZATION_FAILED" and not group:
-            continue  # who looks needs no group, the client only thinks so
-        rights.check(error, *candidates(name, group, [partition.topic]))
-        raise LaneLost(f"reading `{partition}` ended: {error.str()}")
-    return kept
-
-
-def ends(
-    partitions: Sequence[Partition],
-    asked: Iterable[Mapping[Any, Any]],
-    answer: Callable[[Any], Any],
-    failure: type[Exception],
-) -> Ends:
-    """Bounds out of two answers, the beginnings and the ends, and who said nothing for now.
-
-    A broker that just took over a partition answers without an error that its offset is -1001: it
-    does not know yet. Taken for an offset it would say that all that was committed is lost.
-    """
-    told: list[dict[Partition, int]] = []
-    silent: set[Partition] = set()
-    for futures in asked:
-        told.append({})
-        for each, future in futures.items():
-            partition = Partition(each.topic, each.partition)
-            try:
-                offset = answer(future).offset
-            except failure as raised:
-                if passing(raised.args[0]):
-                    silent.add(partition)
-                continue
-            if offset >= 0:
-                told[-1][partition] = offset
-            else:
-                silent.add(partition)
-    low, end = told
-    known = {p: Bounds(low[p], end[p]) for p in partitions if p in low and p in end}
-    return known, [p for p in partitions if p in silent]
-
-
 def led(topic: Any) -> bool:
     """Whether each partition of a topic's description has a leader."""
     return bool(topic and topic.partitions) and all(
         each.leader >= 0 for each in topic.partitions.values()
-    )
-
-
-def gone(partition: Partition, offset: int | None, why: str) -> LaneLost:
-    """An offset cannot be read."""
-    return LaneLost(
-        f"offset {offset} of `{partition}` is not retained: {why}",
-        hint="retention was shorter than the lag, or the topic was created anew",
-    )
-
-
-def check_retained(begin: Mapping[Partition, int], bounds: Mapping[Partition, Bounds]) -> None:
-    """Raises LaneLost unless every partition can be read from its offset on."""
-    for partition, offset in begin.items():
-        low, end = bounds[partition]
-        if not low <= offset <= end:
-            raise gone(partition, offset, f"the log holds {low} to {end}")
-
-
-def unanswered(partition: Partition) -> Unreachable:
-    """A partition of which nobody knows the bounds."""
-    return Unreachable(
-        f"nobody answers for partition `{partition}`",
-        hint="the topic is not there, may not be read, or has no leader right now",
     )
 
 

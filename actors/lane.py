@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from raywatch.actors import bounds, checkpoint, fencing
 from raywatch.actors.fetching import joined
 from raywatch.actors.flow import Batch, Said
+from raywatch.actors.joining import Joined
 from raywatch.actors.ledger import Ledger
 from raywatch.actors.ports import (
     Clock,
@@ -29,6 +30,7 @@ from raywatch.actors.ports import (
     Out,
     Partition,
     Pool,
+    Reader,
     Sink,
     Source,
     Store,
@@ -131,6 +133,7 @@ class Shift:
         self.lane, self.spec, self.stats = lane, lane.spec, lane.stats
         self.log, self.clock, self.store = lane.log, lane.clock, lane.store
         self.pool = lane.make_pool()
+        self.reader: Reader | None = None  # the client; `source` may be one over it
         self.source: Source | None = None
         self.sink: Sink | None = None
         self.in_flight: deque[_Flight] = deque()
@@ -166,7 +169,12 @@ class Shift:
         self.stats.opened += 1
         self.sink = self.lane.sink = self.log.sink(spec.lane_id(lane), spec.group)
         self.sink.open()
-        self.source = self.log.source(spec.group, partitions, keys=spec.record.key is None)
+        keys = spec.record.key is None
+        self.reader = self.source = self.log.source(spec.group, partitions, keys=keys)
+        if spec.labels:
+            self.source = Joined(
+                self.reader, spec, partitions, log=self.log, clock=self.clock, stats=self.stats
+            )
         committed, others = fencing.committed(
             self.log, self.store, spec, lane, partitions, self.source
         )
@@ -427,7 +435,7 @@ class Shift:
     def _commit(self, *, force: bool = False) -> None:
         """Alerts, rejects, audit and offsets in one transaction, if there is anything."""
         assert self.sink is not None
-        assert self.source is not None
+        assert self.reader is not None
         self.committed_at = self.clock.monotonic()
         mine = self.spec.lane_id(self.lane.number)
         offsets = {
@@ -438,7 +446,7 @@ class Shift:
         # What was decided may only be said together with the offsets that it was decided on.
         if not offsets and not (force and self.out):
             return
-        self.sink.transact(self.out, offsets, self.source)
+        self.sink.transact(self.out, offsets, self.reader)
         self.out, self.renote = [], False
         self.committed |= {p: c.offset for p, c in offsets.items()}
         self.stats.commits += 1

@@ -264,7 +264,7 @@ def _lane_report(lane: Lane) -> LaneReport:
         commits=stats.commits,
         keys=stats.keys,
         evicted=stats.evicted,
-        labels=dict(stats.labels),
+        labels={**stats.labels, "late": stats.late} if stats.late else dict(stats.labels),
         in_flight=stats.in_flight,
         committed=dict(stats.committed),
         position=dict(stats.position),

@@ -1,5 +1,7 @@
 """Kafka's default partitioner: to which partition does a record with this key go?"""
 
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
 
@@ -35,3 +37,24 @@ def partitions_of(text: U8, begin: I64, size: I32, partitions: int) -> I32:
     for index in range(begin.shape[0]):
         out[index] = (murmur2(text, begin[index], size[index]) & 0x7FFFFFFF) % partitions
     return out
+
+
+@lru_cache(65_536)
+def key_hash(key: bytes) -> int:
+    """Kafka's hash of a key (32 bit, seed 0x9747b28c), as org.apache.kafka.common.utils.Utils."""
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    size = len(key)
+    h = 0x9747B28C ^ size
+    whole = size & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(key[i : i + 4], "little") * m & mask
+        h = (h * m & mask) ^ ((k ^ k >> 24) * m & mask)
+    if whole < size:
+        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where a record with this key goes, as with Kafka's default partitioner."""
+    return (key_hash(key) & 0x7FFFFFFF) % partitions

@@ -2,7 +2,8 @@
 
 Terminals are the keys of the lane, and incidents are theirs. Customers are a table of their own, by
 partition and by the hash of their word, with the same bound and the same rule for who is forgotten.
-A label is a record of the same partition: it is learnt, and nothing is said of it.
+A label is a record of the same partition, or of the partition of that number in a topic of labels
+(joining.py says before which payment it comes): it is learnt, and nothing is said of it.
 """
 
 import math
@@ -14,11 +15,12 @@ import numpy as np
 from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
 from raywatch.actors.checkpoint import Arrays, Snapshot
-from raywatch.actors.flow import Batch, Part
+from raywatch.actors.flow import Batch, Part, values_of
 from raywatch.actors.keys import Gone, KeyTable, Taken
 from raywatch.actors.labels import kinds
+from raywatch.actors.ports import Fetched
 from raywatch.actors.pseudonyms import WITHHELD
-from raywatch.actors.records import Records
+from raywatch.actors.records import Records, Reject
 from raywatch.actors.scan import hash_column
 from raywatch.models import incident
 from raywatch.models import payment_features as features
@@ -45,12 +47,30 @@ class PaymentsFlow(AloneFlow):
     by_slot = ("payments.terminal",)
 
     def _scored_by(self, model: ModelSpec) -> None:
-        record, partitions = self.spec.record, max(1, len(self.partitions))
+        record, partitions = self.spec.record, max(1, len(self.homes))
         self.customers = KeyTable(self.spec.keys_max, partitions, evict=True)
         self.payments = Payments(
             partitions, late_s=86_400.0 * record.label_days, labelled=record.label is not None
         )
         self.following = Following(self.spec.decide, tuple(each.name for each in COMPONENTS))
+
+    def _decoded(self, fetched: Fetched) -> Records:
+        """In a topic of labels there is nothing else: what has no label is rejected."""
+        records = super()._decoded(fetched)
+        if self.homes == self.partitions:
+            return records
+        among = np.array([partition not in self.homes for partition in self.partitions])
+        stray = among[records.partition] & (kinds(self.spec.record, records.words) == PAYMENT)
+        if not stray.any():
+            return records
+        values, rejects = values_of(fetched, records), list(records.rejects)
+        withheld = bool(self.spec.record.pseudonymise)
+        for index in np.flatnonzero(stray).tolist():
+            where = int(records.partition[index]), int(records.offset[index])
+            value, what = values[index], ("missing field", f"`{self.spec.record.label}`")
+            hidden = len(value or b"") if withheld else -1
+            rejects.append(Reject(*where, *what, None if withheld else value, hidden))
+        return records.kept(~stray, rejects)
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         records, order = batch.records, batch.order
@@ -63,10 +83,11 @@ class PaymentsFlow(AloneFlow):
         self.following.ensure(self.keys.high)
         self.following.begin(batch.born)
         paid = np.flatnonzero(kind == PAYMENT)  # nothing is said of labels
+        home = self._home(records.partition)
         event = np.zeros(len(records), np.float32)
         event[paid], hushed, steps = self.following.follow(
             batch.slots[paid], records.time_ms[paid], kept[paid], fired[paid],
-            self.budget.account(records.partition[paid], np.arange(paid.shape[0])),
+            self.budget.account(home[paid], np.arange(paid.shape[0])),
         )  # fmt: skip
         judged = np.where(kind == PAYMENT, warm, False).astype(np.uint8)
         judged[paid] += hushed
@@ -84,7 +105,7 @@ class PaymentsFlow(AloneFlow):
 
     def _observed(self, batch: Batch, kind: np.ndarray) -> Found:
         """What is said of a batch, which is then learnt; customers that it displaced are gone."""
-        records = batch.records
+        records = replace(batch.records, partition=self._home(batch.records.partition))
         named = np.flatnonzero(records.words[:, 0] != 0)
         taken = self._customers(records, named)
         customer = np.full(len(records), -1, np.int32)
@@ -163,7 +184,7 @@ class PaymentsFlow(AloneFlow):
         return same and super()._aligned(arrays, slots)
 
     def _widened(self, snapshot: Snapshot) -> Snapshot:
-        index = [self.partitions.index(partition) for partition in snapshot.offsets]
+        _, index = self._places(snapshot)
         arrays = dict(snapshot.arrays)
         of = arrays["customers.partition"]
         arrays["customers.partition"] = np.array([*index, -1], np.int32)[of]
@@ -176,6 +197,8 @@ class PaymentsFlow(AloneFlow):
         """What was learnt is of the fields by name, and of how late labels may be."""
         record = self.spec.record
         what = repr((record.values, record.texts, record.label_days)).encode()
+        if self.spec.labels:  # read together, in an order that is one of these two settings
+            what += repr((self.spec.labels, self.spec.labels_delay_s)).encode()
         return f"{super().layout()}:payments:{zlib.crc32(what):08x}:{self.model.version}"
 
 

@@ -6,7 +6,7 @@ folder or bucket and memory for Store, the machine's and a virtual one for Clock
 here, in `testing.py`. `Log` is where Sources and Sinks come from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -104,6 +104,17 @@ class Source(Protocol):
         ...
 
 
+class Reader(Source, Protocol):
+    """A Source that is a client of the log itself."""
+
+    def hold(self, partitions: Collection[Partition]) -> None:
+        """Read no more of these, and of all others, from here on; none are held at first.
+
+        A fetch may still have some that came before. Each `assign` begins anew.
+        """
+        ...
+
+
 class Sink(Protocol):
     """Writes records and commits offsets of one lane. One thread uses it."""
 
@@ -141,7 +152,7 @@ class Sink(Protocol):
 class Log(Protocol):
     """Kafka or the embedded log. Safe to use from several threads."""
 
-    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Source:
+    def source(self, group: str, partitions: Sequence[Partition], *, keys: bool = False) -> Reader:
         """A reader of these partitions (read_committed). `group` is whose commits it asks for.
 
         `keys` asks for keys and headers; an empty `group` is one that only looks.

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from raywatch.actors.clock import SystemClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.keys import warm_decode
+from raywatch.actors.merging import warm_merging
 from raywatch.actors.owner import Owner, OwnerReport, Roster
 from raywatch.actors.pool import Member, Members, ScorerGone
 from raywatch.actors.ports import Log, Partition
@@ -200,6 +201,7 @@ class OwnerActor(Vigil):
     ) -> None:
         warm()
         warm_decode()
+        warm_merging()
         clock = SystemClock()
         self._owner = Owner(
             name,

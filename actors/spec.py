@@ -27,8 +27,10 @@ class DetectorSpec:
     alerts: str = ""
     rejects: str = ""
     audit: str = "raywatch.audit"
+    labels: str = ""  # topic with labels of the payments; "": they are in the payments' own
+    labels_delay_s: float = 60.0  # a label counts for payments that the log took so much later
     lanes: int = 4
-    partitions: int = 1  # of all its topics together, which share `decide.per_day`
+    partitions: int = 1  # of all its `topics` together, which share `decide.per_day`
     start: Literal["earliest", "latest"] = "latest"  # where a group begins that never committed
     added: tuple[Partition, ...] = ()  # came when the group had begun: read from their beginning
     lost: Literal["continue", "stop"] = "stop"  # when committed offsets are no longer retained
@@ -70,6 +72,19 @@ class DetectorSpec:
         if self.stage == "traces":
             values = (*values, *RECENT)
         return (*values, *texts)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All topics that its lanes read."""
+        return (*self.topics, self.labels) if self.labels else self.topics
+
+    def rest_s(self, partition: Partition) -> float:
+        """How long a record of a partition may wait without anything being wrong, in s.
+
+        Labels rest until it is certain before which payment they come (joining.py), at most half of
+        their delay longer than that; a little more is for the commit.
+        """
+        return 1.5 * self.labels_delay_s + 5.0 if partition.topic == self.labels else 0.0
 
     @property
     def lane_prefix(self) -> str:

@@ -58,6 +58,7 @@ class LaneStats:
     in_flight: int = 0
     keys: int = 0
     labels: dict[str, int] = field(default_factory=lambda: {})  # what became of them
+    late: int = 0  # payments and labels that came too late for their place (joining.py)
     evicted: int = 0  # keys that were forgotten since the lane was last opened
     tally: Tally = field(default_factory=Tally)
     version: str = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raywatch import models
 from raywatch.actors.keys import warm_decode
+from raywatch.actors.merging import warm_merging
 from raywatch.models.warm import forget_stale, warm
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     forget_stale(here)
     warm()
     warm_decode()
+    warm_merging()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def rights(config: Config, topics: Collection[str] = ()) -> dict[Right, str]:
     needed: dict[Right, str] = {}
     for detector in config.detectors:
         spec = config.spec(detector.name, unsettled=True)
-        for topic in spec.topics:
+        for topic in spec.inputs:
             needed[Right("topic", topic, "Read")] = f"{spec.name}: records"
         needed[Right("group", spec.group, "Read")] = f"{spec.name}: committed offsets"
         for topic, what in ((spec.alerts, "alerts"), (spec.rejects, "rejects")):

@@ -316,7 +316,7 @@ class Config(Settings):
                 each.rejects or f"{each.name}.rejects",
                 self.audit,
             }
-            for topic in each.topics:
+            for topic in (*each.topics, *([each.labels.topic] if each.labels else [])):
                 if topic in written:
                     raise ValueError(f"`{each.name}` would read what it writes: `{topic}`")
         return self

@@ -18,6 +18,7 @@ from raywatch.cluster.config import Config, Pool
 from raywatch.cluster.connect import must_see, no_topic, sample_fields
 from raywatch.cluster.growth import added
 from raywatch.cluster.insecure import of_config
+from raywatch.cluster.label_topic import must_match
 from raywatch.cluster.page_spec import PageSpec
 from raywatch.models.artifact import Artifact, pack
 from raywatch.models.errors import Refused
@@ -116,7 +117,8 @@ def prepare(
         if len(lanes) < lane_spec.lanes:
             notes.append(f"{lane_spec.name}: {len(lanes)} lanes, there are no more partitions")
             lane_spec = replace(lane_spec, lanes=len(lanes))
-        lane_spec = replace(lane_spec, partitions=len(partitions))
+        count = sum(partition.topic in lane_spec.topics for partition in partitions)
+        lane_spec = replace(lane_spec, partitions=count)
         detections.append(Detection(lane_spec, lanes, artifact.version))
     if provide:  # after every check: what is refused leaves nothing behind
         store = open_store(store_url(config.store))
@@ -149,11 +151,12 @@ def prepare(
 
 def _partitions(spec: DetectorSpec, topics: dict[str, int], log: Log) -> list[Partition]:
     found: list[Partition] = []
-    for topic in spec.topics:
+    for topic in spec.inputs:
         if topic not in topics:
             must_see(log, topic)
             raise no_topic(topic, spec.name, topics)
         found += [Partition(topic, number) for number in range(topics[topic])]
+    must_match(spec, topics)
     return found
 
 

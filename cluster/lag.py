@@ -18,7 +18,7 @@ so a single stuck record at the very end is not seen here.
 from array import array
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 State = Literal["ok", "slow", "stalled", "stopped", "rewound", "unknown"]
@@ -46,6 +46,20 @@ class LagSettings:
     stalled_s: float = 20.0  # longest time without a commit while records wait
     stopped_s: float = 60.0  # the same, after which nobody hopes any more
     unknown_s: float = 10.0  # age at which a reading stops saying anything
+
+
+def resting(rest_s: float, settings: LagSettings | None = None) -> LagSettings:
+    """The limits of a partition whose records may wait for `rest_s` without anything being wrong.
+
+    Labels of payments do (`DetectorSpec.rest_s`).
+    """
+    settings = settings or LagSettings()
+    return replace(
+        settings,
+        slow_s=settings.slow_s + rest_s,
+        stalled_s=settings.stalled_s + rest_s,
+        stopped_s=settings.stopped_s + rest_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

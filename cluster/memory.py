@@ -16,6 +16,7 @@ from typing import Any
 
 from raywatch.actors.bounds import batch_records
 from raywatch.actors.fetching import FETCH_BYTES
+from raywatch.actors.joining import BYTES_MAX, RECORDS_MAX
 from raywatch.actors.kafka_rules import READER, WRITER
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models import following, logs, network, payments, traces
@@ -129,6 +130,8 @@ def memory_bound(
         + (records * logs.RECORD_BYTES if spec.stage == "logs" else 0)
     )
     batches += records * FOUND_BYTES if spec.stage == "payments" else 0
+    if spec.labels:  # what waits for its place (actors/joining.py), and a fetch above it
+        batches += BYTES_MAX + FETCH_BYTES + (RECORDS_MAX + records) * RECORD_BYTES
     batches += records * traces.RECORD_BYTES if spec.stage == "traces" else 0
     alert = ALERT_BYTES + {"logs": LINE_ALERT_BYTES, "traces": EDGE_ALERT_BYTES}.get(spec.stage, 0)
     alerts = (OUT_MAX + records) * (alert + 200 * len(spec.columns))

@@ -21,7 +21,7 @@ from raywatch.cluster.parse import model_of
 SETTINGS_HEAD = """\
 # Configuration
 
-Made by `make docs` from `cluster/config.py` and `cluster/schema.py`: change the descriptions there.
+Made by `make docs` from `cluster/config.py`, `schema.py`, `fields.py`: change descriptions there.
 
 One YAML file serves `check`, `run`, `deploy`, `backtest` and the demo. This is a whole config:
 

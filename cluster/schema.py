@@ -1,24 +1,22 @@
-"""What one detector can be told: fields, policy, bounds; and how it becomes a DetectorSpec.
+"""What one detector can be told, and how it becomes a DetectorSpec; fields.py has its records.
 
 Every setting has a default (of `actors/spec.py` and `models/settings.py`, so that there is one
 truth), a unit at the end of its name, a bound and a description. Knows no brokers and no secrets.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
-from raywatch.cluster.secret import Secret, Settings
+from raywatch.cluster.fields import Record
+from raywatch.cluster.secret import Settings
 from raywatch.models.errors import ConfigError
 from raywatch.models.registry import PRESET
 from raywatch.models.settings import DecideSettings, MissingSettings
 
-WORDS_MAX = 256  # words of one record
-CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
 # Keys a partition may hold where a class whose keys are large is told nothing.
 KEYS_MAX = {f"{PRESET}logs": 2_000, f"{PRESET}traces": 10_000}
 OF_WORDS = tuple(f"{PRESET}{each}" for each in ("network", "payments", "traces"))
@@ -26,191 +24,10 @@ _NAMES = ", ".join(f"`{each}`" for each in OF_WORDS)
 
 _DECIDE = DecideSettings()
 _MISSING = MissingSettings()
-_RECORD = RecordSpec(values=("x",))
-_SPEC = DetectorSpec(name="x", topics=("x",), record=_RECORD, model="x")
+_SPEC = DetectorSpec(name="x", topics=("x",), record=RecordSpec(values=("x",)), model="x")
 
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 OwnTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]  # empty: named after it
-
-
-class Record(Settings):
-    """Which fields of a record are what."""
-
-    values: tuple[str, ...] = Field(
-        default=(),
-        max_length=CHANNELS_MAX,
-        description="Fields with numbers, one or a list; each is a channel. `x*` stands for all "
-        "fields that match, in natural order (`x2` before `x10`), settled once at start. Needed, "
-        "unless there are `words`.",
-    )
-    words: tuple[str, ...] = Field(
-        default=(),
-        max_length=WORDS_MAX,
-        description="Fields with categories (strings, integers, booleans), one or a list, for "
-        "`model: preset:network` (docs/signal-classes.md). No patterns. `preset:payments`: the "
-        "customer; `preset:traces`: one or two that with the key make an edge (caller, operation).",
-    )
-    error: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field that says that a call failed, for `model: preset:traces`: a boolean, a "
-        "status (`ERROR`), a code of HTTP, or what went wrong. Null, absent, false, 0, `OK`, "
-        "`UNSET` and 100 to 499 are no failure.",
-    )
-    id: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field with the id of a payment, for `model: preset:payments`; needed there. "
-        "Its labels have the same.",
-    )
-    label: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field that makes a record a label of the payment with its `id`, for `model: "
-        "preset:payments`: true or 1 is fraud, false or 0 is honest, null or absent is no label.",
-    )
-    label_days: float = Field(
-        default=_RECORD.label_days,
-        ge=0.01,
-        le=365.0,
-        description="Days after which a payment without a label was honest. Longer than most "
-        "labels take: what is labelled later teaches less.",
-    )
-    message: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field with the log line, a text, for `model: preset:logs` "
-        "(docs/signal-classes.md).",
-    )
-    session: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field with the id of what lines belong to together (a request, a block, a "
-        "login); text or integer. With it sessions are judged, too.",
-    )
-    session_idle_ms: int = Field(
-        default=_RECORD.session_idle_ms,
-        ge=1,
-        le=604_800_000,
-        description="Silence after which a session has ended, in ms of the records' time.",
-    )
-    key: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field with the key; without it the Kafka key counts.",
-    )
-    time: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field with the time, epoch milliseconds or ISO 8601; without it Kafka's "
-        "timestamp counts (in a file: the number of the row).",
-    )
-    ahead_max_ms: int = Field(
-        default=_RECORD.ahead_max_ms,
-        ge=0,
-        le=315_360_000_000,
-        description="Furthest a record's time may lie ahead of Kafka's timestamp, in ms; "
-        "a record beyond it is rejected.",
-    )
-    bytes_max: int = Field(
-        default=_RECORD.bytes_max,
-        ge=16,
-        le=67_108_864,
-        description="Largest record in bytes; a larger one is rejected unread.",
-    )
-    key_bytes_max: int = Field(
-        default=_RECORD.key_bytes_max, ge=1, le=65_536, description="Longest key in bytes."
-    )
-    pseudonymise: tuple[str, ...] = Field(
-        default=(),
-        max_length=64,
-        description="Fields that must not leave in the clear: a key among them (Kafka's key: "
-        "`key`) is replaced by a pseudonym before anything else sees it, and with any field here "
-        "rejects say why and where, but carry no bytes (docs/security.md).",
-    )
-    pseudonym_key: Secret | None = Field(
-        default=None,
-        description="Key of the pseudonyms (HMAC-SHA-256), 32 bytes or more; needed with the key "
-        "in `pseudonymise`. Another one makes other pseudonyms of the same keys.",
-    )
-
-    @field_validator("values", "words", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, values: object) -> object:
-        if isinstance(values, str):
-            return (values,)
-        return tuple(values) if isinstance(values, list) else values
-
-    @field_validator("values", "words")
-    @classmethod
-    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            if not value or values.count(value) > 1:
-                raise ValueError(f"`{value}` must not be empty and must stand there once")
-        return values
-
-    @model_validator(mode="after")
-    def _disguised(self) -> Self:
-        for name in self.pseudonymise:
-            if name in self.values or name == self.time:
-                raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
-        if self.session is not None and self.message is None:
-            raise ValueError("`session` needs `message`: a session is judged by its lines")
-        if self.message is not None and (self.values or self.words):
-            raise ValueError("`message` stands alone: leave out `values` and `words`")
-        once = (self.id, self.label, self.key, self.time, *self.values, *self.words)
-        for name in (self.id, self.label):
-            if name is not None and once.count(name) > 1:
-                raise ValueError(f"`{name}` cannot be `id` or `label` and something else, too")
-        if self.error is not None and self.error in once:
-            raise ValueError(f"`{self.error}` cannot be `error` and something else, too")
-        if not self.values and not self.words and self.message is None:
-            raise ValueError("`values` is missing: name the fields with numbers")
-        among = (self.key or "key") in self.pseudonymise
-        if among != (self.pseudonym_key is not None):
-            raise ValueError("`pseudonym_key` and the key in `pseudonymise` belong together")
-        return self
-
-    @property
-    def patterns(self) -> bool:
-        """Whether `values` names patterns, so that the fields of a record must be known."""
-        return any(_is_pattern(value) for value in self.values)
-
-    @property
-    def of_payments(self) -> bool:
-        """Whether it names what a payment has."""
-        whole = len(self.values) == len(self.words) == 1 and self.id is not None
-        return whole and not self.patterns
-
-    @property
-    def of_calls(self) -> bool:
-        """Whether it names what a call has."""
-        return len(self.values) == 1 and 1 <= len(self.words) <= 2 and not self.patterns
-
-    def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
-        """Names of the channels where records have these fields. Raises ConfigError."""
-        if not self.patterns:
-            return self.values
-        from raywatch.actors.files import expand  # here: it brings pyarrow
-
-        fixed = [each for each in (self.key, self.time) if each is not None]
-        aside = [*fixed, *self.pseudonymise]
-        plain = [each for each in self.values if not _is_pattern(each)]  # may be missing for now
-        known = sorted({*fields, *plain}, key=_natural)
-        found = expand(self.values, known, aside=aside)
-        if len(found) > CHANNELS_MAX:
-            raise ConfigError(f"{len(found)} channels match, at most {CHANNELS_MAX} are allowed")
-        return found
-
-
-def _is_pattern(value: str) -> bool:
-    return any(each in value for each in "*?[")
-
-
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that puts `x2` before `x10`."""
-    pieces = re.split(r"(\d+)", name)
-    return tuple((0, int(each)) if each.isdecimal() else (1, each) for each in pieces if each)
 
 
 class Alert(Settings):
@@ -281,6 +98,22 @@ class Missing(Settings):
     )
 
 
+class Labels(Settings):
+    """Labels of payments that come in a topic of their own."""
+
+    topic: Topic = Field(
+        description="Topic with labels, `record.id` and `record.label` in each, by the same keys "
+        "and in as many partitions as the payments."
+    )
+    delay_s: float = Field(
+        default=_SPEC.labels_delay_s,
+        ge=5.0,
+        le=86_400.0,
+        description="A label counts for the payments that the brokers took at least this much "
+        "later, in s. Half of it is for clocks that differ and labels that are seen late.",
+    )
+
+
 class Detector(Settings):
     """Topics, fields, a model and a policy, with a consumer group of their own."""
 
@@ -292,6 +125,11 @@ class Detector(Settings):
         min_length=1, max_length=64, description="Topics to watch; names, no patterns."
     )
     record: Record = Field(description="Which fields of a record are what.")
+    labels: Labels | None = Field(
+        default=None,
+        description="Where labels of payments come from, for `model: preset:payments`; without it "
+        "they are among the payments.",
+    )
     model: str = Field(
         pattern=r"^(preset:(logs|network|payments|traces)|[a-z0-9][a-z0-9_.-]{0,62}(@[0-9a-f]{6,64})?)$",
         description="Model to score with: `name`, or `name@hash` to pin a version, or a signal "
@@ -431,6 +269,23 @@ class Detector(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labelled(self) -> Self:
+        if self.labels is None:
+            return self
+        if self.model != f"{PRESET}payments":
+            raise ValueError(f"`labels` is for `{PRESET}payments`; `model` is `{self.model}`")
+        if self.record.label is None:
+            raise ValueError("`labels` needs `record.label`: the field that says what they say")
+        if self.labels.topic in self.topics:
+            raise ValueError(
+                f"`labels.topic` is among `topics`: leave `labels` out where `{self.labels.topic}` "
+                "has payments as well"
+            )
+        if len(self.topics) > 1:
+            raise ValueError(f"`labels` are of one topic of payments, got {len(self.topics)}")
+        return self
+
     @property
     def _keys_max(self) -> int:
         """Keys of log lines have 50 to 200 KB each, services 10 KB, and are few."""
@@ -462,6 +317,8 @@ class Detector(Settings):
         return DetectorSpec(
             name=self.name,
             topics=self.topics,
+            labels="" if self.labels is None else self.labels.topic,
+            labels_delay_s=(_SPEC.labels_delay_s if self.labels is None else self.labels.delay_s),
             record=RecordSpec(**named),
             model=self.model,
             decide=DecideSettings(**dict(self.alert)),

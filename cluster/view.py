@@ -13,7 +13,7 @@ from raywatch.actors.owner import LaneReport
 from raywatch.actors.stats import Tally
 from raywatch.cluster.deployment import Deployment
 from raywatch.cluster.journal import Journal
-from raywatch.cluster.lag import back_s, lag_records, lag_s, rates, verdict
+from raywatch.cluster.lag import back_s, lag_records, lag_s, rates, resting, verdict
 from raywatch.cluster.reader import Reader
 from raywatch.cluster.runtime import Crew
 from raywatch.cluster.series import Axis, Chart
@@ -122,7 +122,9 @@ class View:
         many = len(self._s.watches) > 1
         for partition, window in self._s.reader.windows[watch.spec.group].items():
             held = owner_of.get(partition)
-            judged = verdict(window, now, owned=held is not None)
+            rest_s = watch.spec.rest_s(partition)
+            judged = verdict(window, now, resting(rest_s), owned=held is not None)
+            behind_s = lag_s(window, now)
             words = judged.words
             if held is not None and held[1].words:
                 words = f"{words}; {held[1].words}"
@@ -130,7 +132,8 @@ class View:
                 PartitionView(
                     name=f"{watch.spec.name}:{partition}" if many else str(partition),
                     state=judged.state,
-                    lag_s=lag_s(window, now),
+                    # Of labels, how much longer they wait than they are to.
+                    lag_s=None if behind_s is None else max(0.0, behind_s - rest_s),
                     lag_records=lag_records(window, now),
                     owner=_seat(held[0]) if held is not None else None,
                     words=words,
@@ -150,7 +153,7 @@ class View:
         flows = [rates(w) for w in windows]
         arrive = _sum([f.arrivals_per_s for f in flows])
         done = _sum([f.commits_per_s for f in flows])
-        lags = [lag_s(w, now) for w in windows]
+        lags = [lag_s(w, now) for w in watch.windows(self._s.reader)]
         lag = None if not lags or None in lags else max(x for x in lags if x is not None)
         name = watch.spec.name
         self._put(f"in:{name}", now_ms, arrive)
@@ -229,7 +232,7 @@ class View:
         owners = sum(len(w.keeper.seats) for w in self._s.watches.values())
         lanes = sum(len(w.detection.lanes) for w in self._s.watches.values())
         minute = sum(t > now_ms - 60_000 for t in self._opened)
-        topics = ", ".join(t for w in self._s.watches.values() for t in w.spec.topics)
+        topics = ", ".join(t for w in self._s.watches.values() for t in w.spec.inputs)
         behind = f"{held} partitions behind" if held else f"{len(partitions)} partitions, {topics}"
         return [
             StageView("topics", per_s=into, words=behind, held=held > 0),

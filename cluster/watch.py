@@ -20,7 +20,15 @@ BROKEN_STARTS = 3  # After so many starts in a row that failed, a version is tak
 
 def astray(name: str, labels: Sequence[Mapping[str, int]]) -> str:
     """See Watch. `labels`: of each lane, what became of labels (actors/payments.py)."""
-    unknown, found = (sum(each.get(what, 0) for each in labels) for what in ("unknown", "labels"))
+    unknown, found, late = (
+        sum(each.get(what, 0) for each in labels) for what in ("unknown", "labels", "late")
+    )
+    if late:
+        return (
+            f"{name}: {late:,} records came too late for their place between payments and labels; "
+            "set `message.timestamp.type: LogAppendTime` on both topics, or a longer "
+            "`labels.delay_s`"
+        )
     if unknown < ASTRAY_MIN or unknown < found:
         return ""
     return (
@@ -95,9 +103,14 @@ class Watch:
 
     # ---- scale -----------------------------------------------------------------------------
 
+    def windows(self, reader: Reader) -> list[LagWindow]:
+        """Of the partitions whose lag counts: labels rest for a while, and cost next to nothing."""
+        found = reader.windows[self.spec.group]
+        return [each for p, each in found.items() if p.topic != self.spec.labels]
+
     def observe(self, now: float, reader: Reader) -> scale.Observation:
         """The pool and its work as of now."""
-        windows = list(reader.windows[self.spec.group].values())
+        windows = self.windows(reader)
         reports = self.keeper.scorer_reports()
         speed: list[float] = []
         for name, report in reports.items():
@@ -160,10 +173,9 @@ class Watch:
 
     def rollout_seen(self, now: float, reader: Reader) -> rollout.RolloutSeen:
         """What a rollout has to know. Offsets that nobody knows hold it like a backlog."""
-        windows = reader.windows[self.spec.group].values()
         late = any(
             not is_known(w, now) or lag_at_least_s(w, now) > self.settings.promise_s
-            for w in windows
+            for w in self.windows(reader)
         )
         if not late:
             self._late_since = None

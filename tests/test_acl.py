@@ -25,7 +25,7 @@ from service import Service, ray_local
 
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.kafka import KafkaLog
-from raywatch.actors.kafka_rules import sifted
+from raywatch.actors.kafka_reading import sifted
 from raywatch.actors.kafka_security import Right, Rights, commands, lane, subject
 from raywatch.actors.ports import Log, Out, Partition
 from raywatch.actors.spec import DetectorSpec

@@ -24,10 +24,11 @@ from raywatch.actors.alerts import (
     from_episode,
     from_silence,
 )
-from raywatch.actors.flow import Flow, Windows
+from raywatch.actors.flow import Flow
 from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.windows import Windows
 from raywatch.models.decide import Episode
 from raywatch.models.missing import Silence
 from raywatch.models.registry import build, shipped

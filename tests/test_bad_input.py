@@ -18,8 +18,9 @@ from lanes import lag, make, read_all, running, spec, until
 
 from raywatch.actors import checkpoint
 from raywatch.actors.decode import decode
-from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.flow import REJECT_BYTES_MAX, Flow
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Fetched, Log, Out, Partition
 from raywatch.actors.records import REASONS, RecordSpec
 from raywatch.actors.store import MemoryStore

@@ -106,8 +106,17 @@ audit: audit
         if getattr(one, field.name) == getattr(other, field.name)
     ]
     # `partitions` and `added` are found out about the topics (cluster/deployment.py), not set;
-    # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py).
-    named = [".name", ".topics", ".partitions", ".added", ".pseudonym"]
+    # `pseudonym` is revealed for who decodes only (tests/test_pseudonyms.py), labels are for one
+    # signal class (tests/test_label_config.py).
+    named = [
+        ".name",
+        ".topics",
+        ".labels",
+        ".labels_delay_s",
+        ".partitions",
+        ".added",
+        ".pseudonym",
+    ]
     # Each of these is set somewhere here.
     fields = ("values", "key", "time", "words", "message", "session", "id", "label", "error")
     assert same == [*named, *(f"record.{field}" for field in fields)]
@@ -304,7 +313,7 @@ def test_a_config_cannot_be_changed_afterwards(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_default_or_is_required_and_is_described() -> None:
-    required = {"kafka", "bootstrap", "detectors", "name", "topics", "record", "model"}
+    required = {"kafka", "bootstrap", "detectors", "name", "topics", "topic", "record", "model"}
     from raywatch.cluster.reference import settings
 
     for path, field in settings(Config):

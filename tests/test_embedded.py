@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywatch.actors.clock import VirtualClock
-from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, murmur2, partition_of
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.partitioner import key_hash, partition_of
 from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 
@@ -49,7 +50,7 @@ def seen(broker: EmbeddedBroker, begin: int = 0) -> list[bytes | None]:
     ],
 )
 def test_keys_hash_as_in_java(key: bytes, expected: int) -> None:
-    assert murmur2(key) == expected & 0xFFFFFFFF
+    assert key_hash(key) == expected & 0xFFFFFFFF
 
 
 def test_nothing_beyond_an_open_transaction_is_read() -> None:

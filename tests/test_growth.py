@@ -19,7 +19,8 @@ from service import until as soon
 from raywatch.actors import checkpoint
 from raywatch.actors import runtime as actors
 from raywatch.actors.checkpoint import Snapshot, newest, save
-from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.store import MemoryStore

@@ -18,8 +18,8 @@ import confluent_kafka as ck
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from raywatch.actors.embedded import partition_of
 from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, RaywatchError, Unreachable
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raywatch.actors import checkpoint
-from raywatch.actors.kafka_rules import ends
+from raywatch.actors.kafka_reading import ends
 from raywatch.actors.ports import Bounds, Committed, Partition
 
 P = [Partition("t", n) for n in range(5)]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog, partition_of
+from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.kafka import KafkaLog
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Committed, Fetched, Log, Out, Partition, Source
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 
@@ -409,3 +410,46 @@ def test_a_new_holder_goes_on_where_the_last_one_committed(subject: Subject, top
         source.close()
         sink.close()
     assert everything(log, [went], topic("r"), 30) == [b"%d" % i for i in range(30)]
+
+
+def test_held_partitions_wait_while_the_others_go_on(subject: Subject, topic: Name) -> None:
+    log, name = subject.log, topic("held")
+    partitions = made(log, name, 2)
+    keys = {partition_of(key, 2): key for key in (b"a", b"b", b"c", b"d")}
+    source = log.source("", partitions)
+    source.assign(dict.fromkeys(partitions, 0))
+    log.write(outs(name, [b"0", b"1"], keys[0]))
+    assert values_of(read(source, 2)) == [b"0", b"1"]
+    source.hold(partitions[:1])
+    log.write([*outs(name, [b"2", b"3"], keys[0]), *outs(name, [b"x", b"y"], keys[1])])
+    assert values_of(read(source, 2)) == [b"x", b"y"]
+    assert values_of(read(source, 1, wait_s=0.5)) == []
+    assert source.position()[partitions[0]] == 2
+    source.hold(partitions[1:])
+    log.write(outs(name, [b"z"], keys[1]))
+    assert values_of(read(source, 2)) == [b"2", b"3"]
+    source.hold([])
+    assert values_of(read(source, 1)) == [b"z"]
+    source.close()
+
+
+def test_positions_reach_the_end_where_nothing_but_a_marker_is_read(
+    subject: Subject, topic: Name
+) -> None:
+    """Labels of a topic of their own are at rest only where the end is known to be reached."""
+    log, name, group = subject.log, topic("ends"), topic("g")
+    partitions = made(log, name)
+    sink, source = log.sink(topic("lane"), group), log.source(group, partitions)
+    sink.open()
+    sink.transact(outs(name, [b"0", b"1"]), {}, source)
+    source.close()
+    end = 3  # two records and the marker
+    for begin, count in ((0, 2), (2, 0), (3, 0)):
+        source = log.source("", partitions)
+        source.assign({partitions[0]: begin})
+        assert len(values_of(read(source, count))) == count
+        deadline = time.monotonic() + 3.0
+        while source.position().get(partitions[0], begin) < end and time.monotonic() < deadline:
+            assert len(source.fetch(10, 0.05)) == 0
+        assert source.position().get(partitions[0], begin) == end, begin
+        source.close()

@@ -27,8 +27,8 @@ from lanes import World, live, read_all, spec, world
 from raywatch.actors import checkpoint
 from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
-from raywatch.actors.embedded import partition_of
 from raywatch.actors.flow import Flow
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey, Pseudonyms
 from raywatch.actors.records import REASONS, RecordSpec

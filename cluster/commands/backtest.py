@@ -18,6 +18,12 @@ def backtest(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV or JSON lines.")],
     output: Annotated[str, typer.Option(metavar="OUT.parquet", help="One row for each record.")],
     alerts: Annotated[str, typer.Option(metavar="OUT.jsonl", help="Every alert, as JSON.")] = "",
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="LABELS", help="File with labels of payments, if they are not in INPUT."
+        ),
+    ] = "",
     detector: DetectorName = "",
     partitions: Annotated[
         int, typer.Option(min=1, max=10_000, help="Partitions that the keys are spread over.")
@@ -44,6 +50,7 @@ def backtest(
             Path(source),
             Path(output),
             alerts=Path(alerts) if alerts else None,
+            labels=Path(labels) if labels else None,
             partitions=partitions,
             evidence=evidence,
             progress=count,

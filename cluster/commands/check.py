@@ -31,6 +31,7 @@ from raywatch.models.errors import (
 )
 
 SHOWN_MAX = 5  # partitions that one line names
+STAMPS = "message.timestamp.type"  # of a topic: whose times its records have
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -300,6 +301,8 @@ def examine(config: Config, log: Log) -> Iterator[Finding]:
     for each in config.detectors:
         spec = config.spec(each.name, unsettled=True)
         yield from _asked(lambda spec=spec: _input(spec, log, topics))
+        if spec.labels and all(topics.get(topic) for topic in spec.inputs):
+            yield from _asked(lambda spec=spec: _labels(spec, log, topics))
         yield from _memory(spec, config, topics)
         yield from _asked(lambda spec=spec: _group(spec, log))
         yield from _outputs(spec, topics)
@@ -361,7 +364,7 @@ def _transactions(probe: Callable[[], str | None]) -> Iterator[Finding]:
 def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[Finding]:
     from raywatch.cluster.connect import must_see, no_topic
 
-    missing = [each for each in spec.topics if not topics.get(each)]
+    missing = [each for each in spec.inputs if not topics.get(each)]
     for each in missing:
         try:
             must_see(log, each)
@@ -369,15 +372,16 @@ def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[
         except ConfigError as error:
             yield failed(error, f"{spec.name}: ")
     partitions = [
-        Partition(each, number) for each in spec.topics for number in range(topics.get(each, 0))
+        Partition(each, number) for each in spec.inputs for number in range(topics.get(each, 0))
     ]
     if not partitions:
         return
-    if spec.lanes > len(partitions):
+    count = sum(each.topic in spec.topics for each in partitions)
+    if spec.lanes > count:
         yield warn(
-            f"{spec.name}: {spec.lanes} lanes for {len(partitions)} partitions: "
-            f"{spec.lanes - len(partitions)} stay empty",
-            f"`lanes: {len(partitions)}`",
+            f"{spec.name}: {spec.lanes} lanes for {count} partitions: "
+            f"{spec.lanes - count} stay empty",
+            f"`lanes: {count}`",
         )
     else:
         yield ok(f"{spec.name}: {len(partitions)} partitions in {spec.lanes} lanes")
@@ -397,6 +401,33 @@ def _input(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[
             f"{spec.name}: {growth.words}",
             "`raywatch deploy CONFIG --yes`, or a new `run`, reads them from their beginning",
         )
+
+
+def _labels(spec: DetectorSpec, log: Log, topics: Mapping[str, int]) -> Iterator[Finding]:
+    """Whether labels of a topic of their own can find their payments."""
+    from raywatch.cluster.label_topic import must_match, sample
+
+    must_match(spec, topics)
+    found = sample(log, spec, topics[spec.labels])
+    where = f"{spec.name}: of the newest {found.records} records of `{spec.labels}`"
+    if not found.records:
+        yield ok(f"{spec.name}: `{spec.labels}` has as many partitions, and no label yet")
+    elif found.labels == found.records:
+        yield ok(f"{where} all are labels")
+    else:
+        yield warn(
+            f"{where} {found.labels} are labels: {found.words}",
+            "a label needs `record.id` and `record.label`, and what every record needs: a key, and "
+            "`record.time` where it is set",
+        )
+    told: Callable[[str, str], str | None] | None = getattr(log, "setting", None)  # Kafka's alone
+    for topic in spec.inputs:
+        if told is not None and told(topic, STAMPS) == "CreateTime":
+            yield warn(
+                f"{spec.name}: `{topic}` keeps the times of producers, and by them it is settled "
+                "before which payment a label comes",
+                f"`{STAMPS}=LogAppendTime` on the topic: what a producer sends late comes too late",
+            )
 
 
 def retention(

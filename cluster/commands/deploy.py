@@ -110,7 +110,7 @@ def _plan(deployment: "Deployment") -> list[dict[str, Any]]:
     return [
         {
             "detector": d.spec.name,
-            "topics": list(d.spec.topics),
+            "topics": list(d.spec.inputs),
             "partitions": sum(len(p) for p in d.lanes.values()),
             "lanes": len(d.lanes),
             "owners": min(deployment.owners, len(d.lanes)),

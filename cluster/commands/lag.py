@@ -53,16 +53,16 @@ def measure(log: Any, spec: Any, over_s: float, sleep: Any) -> list[dict[str, An
     Raises Unreachable, ConfigError for a topic that is not there.
     """
     from raywatch.cluster.connect import no_topic
-    from raywatch.cluster.lag import LagSettings, LagWindow, lag_records, lag_s, verdict
+    from raywatch.cluster.lag import LagSettings, LagWindow, lag_records, lag_s, resting, verdict
 
     # A partition that commits nothing while records wait is stalled after `over_s` already: who
     # asks once has no more time. `slow_s` is about the age of records and stays as it is.
     limits = LagSettings(stalled_s=over_s * 0.7)
     topics = log.topics()
-    for each in spec.topics:
+    for each in spec.inputs:
         if each not in topics:
             raise no_topic(each, spec.name, topics)
-    partitions = [Partition(each, n) for each in spec.topics for n in range(topics[each])]
+    partitions = [Partition(each, n) for each in spec.inputs for n in range(topics[each])]
     windows = {each: LagWindow() for each in partitions}
     now = 0.0
     for reading in range(READINGS):
@@ -81,7 +81,7 @@ def measure(log: Any, spec: Any, over_s: float, sleep: Any) -> list[dict[str, An
             )
     rows: list[dict[str, Any]] = []
     for each, window in windows.items():
-        said = verdict(window, now, limits)
+        said = verdict(window, now, resting(spec.rest_s(each), limits))
         known = window.t is not None
         rows.append(
             {

@@ -238,11 +238,13 @@ class Drill:
 
     def _partitions(self) -> list[Partition]:
         known = self.scene.log.topics()
-        return [Partition(t, n) for t in self.scene.spec.topics for n in range(known.get(t, 0))]
+        return [Partition(t, n) for t in self.scene.spec.inputs for n in range(known.get(t, 0))]
 
     def _bounds(self) -> dict[Partition, Any]:
+        # Labels rest for a while: that they wait says nothing of whether a lane is back.
+        labels = self.scene.spec.labels
         try:
-            return self.scene.log.bounds(self._partitions())
+            return self.scene.log.bounds([p for p in self._partitions() if p.topic != labels])
         except RaywatchError:
             return {}
 
