@@ -40,21 +40,7 @@ def partitions_of(text: U8, begin: I64, size: I32, partitions: int) -> I32:
 
 
 @lru_cache(65_536)
-def key_hash(key: bytes) -> int:
-    """Kafka's hash of a key (32 bit, seed 0x9747b28c), as org.apache.kafka.common.utils.Utils."""
-    mask, m = 0xFFFFFFFF, 0x5BD1E995
-    size = len(key)
-    h = 0x9747B28C ^ size
-    whole = size & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(key[i : i + 4], "little") * m & mask
-        h = (h * m & mask) ^ ((k ^ k >> 24) * m & mask)
-    if whole < size:
-        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
-    h = (h ^ h >> 13) * m & mask
-    return h ^ h >> 15
-
-
 def partition_of(key: bytes, partitions: int) -> int:
-    """Where a record with this key goes, as with Kafka's default partitioner."""
-    return (key_hash(key) & 0x7FFFFFFF) % partitions
+    """Where a record with this key goes."""
+    text = np.frombuffer(key or b" ", np.uint8)
+    return (murmur2(text, 0, len(key)) & 0x7FFFFFFF) % partitions

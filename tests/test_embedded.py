@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from raywatch.actors.clock import VirtualClock
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
-from raywatch.actors.partitioner import key_hash, partition_of
+from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Bounds, Committed, Out, Partition
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 
@@ -35,22 +35,6 @@ def outs(*values: bytes) -> list[Out]:
 def seen(broker: EmbeddedBroker, begin: int = 0) -> list[bytes | None]:
     part = broker.read([(P, begin)], 1_000_000, keys=False).get(P)
     return part.values if part else []
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    # From Kafka's own UtilsTest.testMurmur2.
-    [
-        (b"21", -973932308),
-        (b"foobar", -790332482),
-        (b"a-little-bit-long-string", -985981536),
-        (b"a-little-bit-longer-string", -1486304829),
-        (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
-        (b"abc", 479470107),
-    ],
-)
-def test_keys_hash_as_in_java(key: bytes, expected: int) -> None:
-    assert key_hash(key) == expected & 0xFFFFFFFF
 
 
 def test_nothing_beyond_an_open_transaction_is_read() -> None:
@@ -277,3 +261,4 @@ def test_reading_is_fast_enough_for_the_demo() -> None:
 
 def test_partitions_are_those_of_the_hash() -> None:
     assert partition_of(b"foobar", 10) == ((-790332482) & 0x7FFFFFFF) % 10
+    assert partition_of(b"", 10) == 275646681 % 10  # Utils.murmur2 of no bytes
