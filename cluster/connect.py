@@ -5,20 +5,21 @@ Clients are imported when they are needed: a command that only reads the config 
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raywatch.actors.kafka_security import Right, Rights
-from raywatch.actors.ports import Log, Partition
+from raywatch.actors.ports import Fetched, Log, Partition
 from raywatch.cluster.config import Config, Detector
 from raywatch.models.errors import ConfigError
 
 if TYPE_CHECKING:
     from raywatch.models.registry import Registry
 
-SAMPLE_RECORDS = 200  # records that are looked at to learn the fields of a topic
+SAMPLE_RECORDS = 200  # newest records that are looked at to learn what a topic has
 SAMPLE_WAIT_S = 5.0
+LOOKS = 25  # within it: who has read to the end waits no longer
 NEAR_MAX = 5  # names that a hint shows
 
 
@@ -74,23 +75,38 @@ def sample_fields(log: Log, detector: Detector) -> list[str]:
     Patterns in `record.values` are settled with it, once, when the service starts. Empty when no
     record could be read within SAMPLE_WAIT_S. Raises Unreachable.
     """
-    partitions = partitions_of(log, detector.topics)
+    fetched = newest(log, partitions_of(log, detector.topics))
+    found: dict[str, None] = {}
+    for value in [] if fetched is None else fetched.values:
+        for name, each in _object(value).items():
+            if isinstance(each, int | float) and not isinstance(each, bool):
+                found[name] = None
+    return sorted(found)
+
+
+def newest(log: Log, partitions: Sequence[Partition], *, keys: bool = False) -> Fetched | None:
+    """The newest records, SAMPLE_RECORDS in all; None where there are none.
+
+    Fewer where not all could be read within SAMPLE_WAIT_S. Raises Unreachable, LaneLost.
+    """
+    from raywatch.actors.fetching import joined
+
     bounds = log.bounds(partitions)
     share = max(1, SAMPLE_RECORDS // max(1, len(bounds)))
     begin = {each: max(it.low, it.end - share) for each, it in bounds.items() if it.end > it.low}
     if not begin:
-        return []
-    source = log.source("", sorted(begin))
+        return None
+    source, parts = log.source("", sorted(begin), keys=keys), list[Fetched]()
     try:
         source.assign(begin)
-        found: dict[str, None] = {}
-        for value in source.fetch(SAMPLE_RECORDS, SAMPLE_WAIT_S).values:
-            for name, each in _object(value).items():
-                if isinstance(each, int | float) and not isinstance(each, bool):
-                    found[name] = None
-        return sorted(found)
+        for _ in range(LOOKS):
+            parts.append(source.fetch(SAMPLE_RECORDS, SAMPLE_WAIT_S / LOOKS))
+            read = {**begin, **source.position()}
+            if all(read[each] >= bounds[each].end for each in begin):
+                break
     finally:
         source.close()
+    return joined(parts)
 
 
 def _object(value: bytes | None) -> dict[str, Any]:

@@ -14,11 +14,9 @@ from raywatch.actors.decode import decode
 from raywatch.actors.labels import kinds
 from raywatch.actors.ports import Log, Partition
 from raywatch.actors.spec import DetectorSpec
+from raywatch.cluster.connect import newest
 from raywatch.models.errors import ConfigError
 from raywatch.models.payment_names import PAYMENT
-
-SAMPLE_RECORDS = 200  # newest labels that are looked at
-SAMPLE_WAIT_S = 5.0
 
 
 def must_match(spec: DetectorSpec, topics: Mapping[str, int]) -> None:
@@ -55,17 +53,9 @@ class Sample:
 def sample(log: Log, spec: DetectorSpec, partitions: int) -> Sample:
     """Read the newest records of the labels. Raises Unreachable, LaneLost."""
     places = [Partition(spec.labels, number) for number in range(partitions)]
-    bounds = log.bounds(places)
-    share = max(1, SAMPLE_RECORDS // max(1, len(bounds)))
-    begin = {p: max(it.low, it.end - share) for p, it in bounds.items() if it.end > it.low}
-    if not begin:
+    fetched = newest(log, places, keys=spec.record.key is None)
+    if fetched is None:
         return Sample(0, 0, Counter())
-    source = log.source("", sorted(begin), keys=spec.record.key is None)
-    try:
-        source.assign(begin)
-        fetched = source.fetch(SAMPLE_RECORDS, SAMPLE_WAIT_S)
-    finally:
-        source.close()
     records = decode(fetched, spec.record)
     labels = int(np.count_nonzero(kinds(spec.record, records.words) != PAYMENT))
     return Sample(len(fetched), labels, Counter(each.reason for each in records.rejects))
