@@ -105,6 +105,13 @@ class Metrics:
             "detector",
         )
 
+        self._labels = self._gauge(
+            "detector_labels",
+            "Labels of payments by what became of them, as far back as lanes remember.",
+            "detector",
+            "what",
+        )
+
     def _gauge(self, name: str, words: str, *labels: str) -> Gauge:
         return Gauge(f"raywatch_{name}", words, labels, registry=self._registry)
 
@@ -138,7 +145,7 @@ class Metrics:
             self._part_states.labels(state).set(states.count(state))
 
     def _detectors(self, detectors: list[Mapping[str, Any]]) -> None:
-        for gauge in (self._in, self._out, self._delay, self._ratio):
+        for gauge in (self._in, self._out, self._delay, self._ratio, self._labels):
             gauge.clear()
         for each in detectors:
             name, series = each["name"], each["series"]
@@ -150,8 +157,10 @@ class Metrics:
                     self._delay.labels(name, quantile).set(each[key] / 1000.0)
             self._count(f"judged:{name}", self._judged.labels(name), each["judged_records"])
             self._count(f"held:{name}", self._held.labels(name), each["held"])
+            for what, labels in (each["labels"] or {}).items():
+                self._labels.labels(name, what).set(labels)
             for at in each["nominal"]:
-                labels = name, f"{at['p']:g}"
-                self._count(f"rare:{labels}", self._rare.labels(*labels), at["records"])
+                place = name, f"{at['p']:g}"
+                self._count(f"rare:{place}", self._rare.labels(*place), at["records"])
                 if at["ratio"] is not None:
-                    self._ratio.labels(*labels).set(at["ratio"])
+                    self._ratio.labels(*place).set(at["ratio"])

@@ -51,6 +51,20 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def of_labels(found: Mapping[str, int]) -> list[str]:
+    """What became of labels of payments; nothing where there are none to come."""
+    if "labels" not in found:
+        return []
+    count = {name: f"{found.get(name, 0):,}" for name in ("labels", "repeated", "unknown", "lost")}
+    words = (
+        f"labels: {count['labels']} joined to their payment, {count['repeated']} repeated, "
+        f"{count['unknown']} of payments that are unknown or too old; {count['lost']} payments had "
+        "no room to wait for theirs"
+    )
+    late = found.get("late", 0)
+    return [f"{words}; {late:,} records came too late for their place" if late else words]
+
+
 def result(
     found: Mapping[str, Any], json: bool, human: Callable[[Mapping[str, Any]], Iterable[str]]
 ) -> None:

@@ -202,6 +202,7 @@ def _detector(view: DetectorView, axis: Axis) -> dict[str, Any]:
         "nominal": _nominal(view),
         "per_day": view.per_day or None,
         "held": view.tally.held if view.tally and view.per_day else None,
+        "labels": None if view.labels is None else dict(view.labels),
         "series": {
             "in_per_s": _fit(view.in_per_s, axis),
             "out_per_s": _fit(view.out_per_s, axis),

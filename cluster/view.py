@@ -177,6 +177,7 @@ class View:
             tally=self._tally.get(name),
             probability=watch.spec.decide.probability,
             per_day=watch.spec.decide.per_day,
+            labels=watch.labels() or None,
         )
 
     def _owners(self, watch: Watch, now: float) -> list[OwnerView]:

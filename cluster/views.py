@@ -4,7 +4,7 @@ Series hold one value a step of the page's axis, oldest first, None for unknown.
 was not measured is None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,6 +78,7 @@ class DetectorView:
     tally: Tally | None = None  # of all its lanes
     probability: float = 1e-5  # at which it alerts
     per_day: float = 0.0  # incidents that it may open, 0: any number
+    labels: Mapping[str, int] | None = None  # what became of them; None where it has none
 
 
 @dataclass(frozen=True, slots=True)

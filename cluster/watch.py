@@ -4,7 +4,8 @@ Turns what the keeper and the reader know into the observations that `scale.deci
 `rollout.step` judge. Measures; decides nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 
 from raywatch.cluster import rollout, scale
 from raywatch.cluster.config import Pool
@@ -18,11 +19,9 @@ ASTRAY_MIN = 100  # labels that find no payment before that is worth a word
 BROKEN_STARTS = 3  # After so many starts in a row that failed, a version is taken for broken.
 
 
-def astray(name: str, labels: Sequence[Mapping[str, int]]) -> str:
-    """See Watch. `labels`: of each lane, what became of labels (actors/payments.py)."""
-    unknown, found, late = (
-        sum(each.get(what, 0) for each in labels) for what in ("unknown", "labels", "late")
-    )
+def astray(name: str, labels: Mapping[str, int]) -> str:
+    """See Watch. `labels`: what became of labels (actors/payments.py)."""
+    unknown, found, late = (labels.get(what, 0) for what in ("unknown", "labels", "late"))
     if late:
         return (
             f"{name}: {late:,} records came too late for their place between payments and labels; "
@@ -98,8 +97,15 @@ class Watch:
 
     def astray(self) -> str:
         """What to say of labels that find no payment; empty where most do."""
-        lanes = (each for report in self.keeper.reports().values() for each in report.lanes)
-        return astray(self.spec.name, [lane.labels for lane in lanes])
+        return astray(self.spec.name, self.labels())
+
+    def labels(self) -> dict[str, int]:
+        """What became of labels in all lanes (actors/payments.py), as far back as they remember."""
+        found: Counter[str] = Counter()
+        for report in self.keeper.reports().values():
+            for lane in report.lanes:
+                found.update(lane.labels)
+        return dict(found)
 
     # ---- scale -----------------------------------------------------------------------------
 

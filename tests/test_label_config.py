@@ -175,8 +175,8 @@ def test_raywatch_lag_calls_labels_at_rest_ok() -> None:
 
 def test_records_that_came_too_late_are_said() -> None:
     told = {"labels": 80, "repeated": 9, "unknown": 0, "lost": 0}
-    assert astray("d", [told]) == ""
-    words = astray("d", [{**told, "late": 2}, told])
+    assert astray("d", told) == ""
+    words = astray("d", {**told, "late": 2})
     assert words.startswith(
         "d: 2 records came too late for their place between payments and labels"
     )

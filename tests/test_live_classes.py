@@ -188,6 +188,7 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
                 service.signal(pids[min(pids)], signal.SIGKILL)
         seen = service.call("snapshot")["partitions"]
         service.drained()
+        (told_of,) = service.call("snapshot")["detectors"]
         got = said(log, service.spec.alerts)
         lanes = [lane for report in service.reports("owner") for lane in report.lanes]
         texts, labels = placed(log, paid, told)
@@ -202,6 +203,7 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
     assert [out.value for out in outs] != texts  # labels lie elsewhere than they were written
     assert labels > 100
     assert not any("late" in lane.labels for lane in lanes), lanes
+    assert told_of["labels"]["labels"] > 0, told_of
     path, out = tmp_path / "records.jsonl", tmp_path / "alerts.jsonl"
     path.write_bytes(b"\n".join(texts) + b"\n")
     scorer = build(shipped("payments"))

@@ -97,6 +97,7 @@ def test_metrics_have_the_counts_and_the_ratio_where_it_means_something() -> Non
     ratio = "raywatch_detector_nominal_ratio"
     assert found[f'{ratio}{{{name},probability="0.001"}}'] == "1.05"
     assert f'{ratio}{{{name},probability="1e-05"}}' not in found
+    assert not any(each.startswith("raywatch_detector_labels") for each in found)
     metrics.update(build(seen(None), NOW, AXIS))
     assert not any(each.startswith(ratio) for each in lines(metrics))
 
@@ -113,6 +114,22 @@ def test_status_says_it_in_a_line() -> None:
     unknown = build(seen(None), NOW, AXIS)
     assert unknown["detectors"][0]["judged_records"] is None
     assert not any("nominal" in line for line in status.lines(unknown))
+
+
+def test_what_became_of_labels_is_in_status_json_and_metrics() -> None:
+    snapshot = build(seen(None, labels={"labels": 80, "unknown": 2, "late": 1}), NOW, AXIS)
+    (found,) = snapshot["detectors"]
+    assert found["labels"] == {"labels": 80, "unknown": 2, "late": 1}
+    words = next(line for line in status.lines(snapshot) if "labels:" in line)
+    assert words.startswith(
+        "  hosts: labels: 80 joined to their payment, 0 repeated, 2 of payments"
+    )
+    metrics = Metrics()
+    metrics.update(snapshot)
+    name = 'raywatch_detector_labels{detector="hosts",what="late"}'
+    assert lines(metrics)[name] == "1.0"
+    metrics.update(build(seen(TALLY), NOW, AXIS))
+    assert name not in lines(metrics)
 
 
 def test_young_keys_are_called_rare_as_often_as_promised(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import HmacKey
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.stages import flow_of
-from raywatch.cluster.commands.backtest import _labels
 from raywatch.cluster.config import load
 from raywatch.cluster.memory import ENTITY_BYTES, KEY_BYTES, _sketches, key_bytes, memory_bound
+from raywatch.cluster.output import of_labels
 from raywatch.cluster.watch import astray
 from raywatch.models.errors import ArtifactError
 from raywatch.models.payment_names import FRAUD, HONEST, NAMES, PAYMENT
@@ -447,12 +447,12 @@ def test_memory_is_a_sum_of_what_there_is() -> None:
 
 def test_labels_that_find_nothing_are_said() -> None:
     told = {"labels": 80, "repeated": 9, "unknown": 60, "lost": 0}
-    assert astray("d", []) == astray("d", [{}, told]) == ""  # 60 of 140
-    words = astray("d", [told, {**told, "labels": 0}])  # 120 of 200
+    assert astray("d", {}) == astray("d", told) == ""  # 60 of 140
+    words = astray("d", {**told, "unknown": 120})  # of 200
     assert words.startswith("d: most labels find no payment that waits")
-    lines = _labels(**told)
-    assert lines == [
+    assert of_labels(told) == [
         "labels: 80 joined to their payment, 9 repeated, 60 of payments that are unknown or too "
         "old; 0 payments had no room to wait for theirs"
     ]
-    assert _labels() == []
+    assert of_labels({**told, "late": 3})[0].endswith("; 3 records came too late for their place")
+    assert of_labels({}) == []

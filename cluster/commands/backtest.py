@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, progress, result
+from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, of_labels, progress, result
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -75,16 +75,6 @@ def _lines(found: Any) -> list[str]:
         + (f", written to {found['alerts_output']}" if found["alerts_output"] else "")
         + (f"; held back by per_day: {found['held']:,}" if found["held"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
-        *_labels(**found["labels"]),
+        *of_labels(found["labels"]),
         f"scores are in {found['output']}",
-    ]
-
-
-def _labels(labels: int = -1, repeated: int = 0, unknown: int = 0, lost: int = 0) -> list[str]:
-    """What became of labels, where a file may have them."""
-    if labels < 0:
-        return []
-    return [
-        f"labels: {labels:,} joined to their payment, {repeated:,} repeated, {unknown:,} of "
-        f"payments that are unknown or too old; {lost:,} payments had no room to wait for theirs"
     ]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from raywatch.cluster.output import JsonFlag, result
+from raywatch.cluster.output import JsonFlag, of_labels, result
 from raywatch.models.errors import (
     EXIT_NO,
     EXIT_OK,
@@ -199,6 +199,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for each in found.get("detectors") or []:
         if each.get("nominal"):
             said.append(f"  {each.get('name')}: {_calibrated(each)}")
+        said += [f"  {each.get('name')}: {words}" for words in of_labels(each.get("labels") or {})]
     for each in (found.get("incidents") or [])[:10]:
         said.append(f"  {each.get('detector')} {each.get('key')}: {each.get('what')}")
     return said
