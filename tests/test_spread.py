@@ -93,7 +93,8 @@ def test_what_stands_in_for_the_other_moves_to_a_machine_that_joins_and_survives
         log.create(events, 8)
         owners = {"count": 1, "cpus": 1, "standby": True}
         sizes = {"owners": owners, "pool": {"min": 2, "max": 2, "cpus": 1}}
-        there = config("embedded", events, tmp_path, name=name, **sizes)
+        often = {"warmup": 200, "probability": 1e-3}
+        there = config("embedded", events, tmp_path, name=name, alert=often, **sizes)
         service = Service(there, LogSpec(embedded=at))
         service.start()
         log.write([Out(events, k, v) for k, v in out[:half]])
