@@ -52,8 +52,8 @@ def promised(state: F64, slot: int, which: int, score: float) -> float:
     """As `judge`, of a tail that is no sharper than the excesses that taught it allow.
 
     Of n exponential excesses of mean m, the next one exceeds e with probability
-    (1 + e / (n m)) ^ -n (Gelman et al. 2013, Bayesian Data Analysis, 2.6 and 2.9): a Pareto tail
-    of shape 1 / n. Ranks are better without, promises are not.
+    (1 + e / (n m)) ^ -n (Gelman et al. 2013, Bayesian Data Analysis, 2.6, with the prior 1 / rate):
+    a Pareto tail of shape 1 / n. Ranks are better without, promises are not.
     """
     return _judged(state, slot, which, score, 1.0 / max(state[slot, which, ABOVE], 1.0))
 

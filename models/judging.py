@@ -14,6 +14,9 @@ and the sum is calibrated once more: real incidents move several channels at onc
 A component that says nothing yet (too little history, a missing value) counts as 0 and learns it:
 so it is slow to call anything rare once it begins, as it has to be. To rank records a component
 needs ten scores; to have a part in p, and in alerts, it must have been heard `warmup` times.
+
+Ranks are made of what is likeliest, p of what is known: there a tail is no sharper than what taught
+it allows (`calibrate.promised`), and an hour of few values is believed in part (profile.py).
 """
 
 import math
