@@ -25,6 +25,7 @@ from test_traces import calls
 from raywatch.actors.backtest import backtest
 from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.ports import Out, Partition
+from raywatch.actors.spec import DetectorSpec
 from raywatch.models.registry import build, shipped
 
 PARTITIONS = 2
@@ -76,6 +77,19 @@ def cluster() -> Iterator[None]:
         yield
 
 
+def as_backtest_says(
+    got: Counter[str], texts: list[bytes], spec: DetectorSpec, preset: str, folder: Path
+) -> None:
+    """Fails unless the alerts are those of a file of these records."""
+    path, out = folder / "records.jsonl", folder / "alerts.jsonl"
+    path.write_bytes(b"\n".join(texts) + b"\n")
+    scorer = build(shipped(preset))
+    backtest(spec, scorer, path, folder / "o.parquet", alerts=out, partitions=PARTITIONS)
+    filed = placeless(Counter(line.decode() for line in out.read_bytes().splitlines()))
+    assert sum(filed.values()) > 10
+    assert_same(placeless(got), filed)
+
+
 @pytest.mark.kafka
 @pytest.mark.ray
 @pytest.mark.parametrize("each", [NETWORK, PAYMENTS, LOGS, TRACES], ids=lambda each: each.preset)
@@ -118,13 +132,7 @@ def test_kills_change_no_alert(
     finally:
         service.stop()
         log.close()
-    path, out = tmp_path / "records.jsonl", tmp_path / "alerts.jsonl"
-    path.write_bytes(b"\n".join(texts) + b"\n")
-    scorer = build(shipped(each.preset))
-    backtest(service.spec, scorer, path, tmp_path / "o.parquet", alerts=out, partitions=PARTITIONS)
-    filed = placeless(Counter(line.decode() for line in out.read_bytes().splitlines()))
-    assert sum(filed.values()) > 10
-    assert_same(placeless(got), filed)
+    as_backtest_says(got, texts, service.spec, each.preset, tmp_path)
 
 
 DELAY_S = 5.0
@@ -209,10 +217,4 @@ def test_kills_change_no_alert_where_labels_have_a_topic_of_their_own(
     assert [out.value for out in outs] != texts  # labels lie elsewhere than they were written
     assert labels > 100
     assert not any("late" in lane.labels for lane in lanes), lanes
-    path, out = tmp_path / "records.jsonl", tmp_path / "alerts.jsonl"
-    path.write_bytes(b"\n".join(texts) + b"\n")
-    scorer = build(shipped("payments"))
-    backtest(service.spec, scorer, path, tmp_path / "o.parquet", alerts=out, partitions=PARTITIONS)
-    filed = placeless(Counter(line.decode() for line in out.read_bytes().splitlines()))
-    assert sum(filed.values()) > 10
-    assert_same(placeless(got), filed)
+    as_backtest_says(got, texts, service.spec, PAYMENTS.preset, tmp_path)
