@@ -33,8 +33,8 @@ def with_labels(
         lacks = next(name for name in ("label", "key", "time") if getattr(spec, name) is None)
         raise ConfigError(
             f"labels in a file of their own need `record.{lacks}`",
-            hint="labels are for `model: preset:payments`: by it they find their payment, and their "
-            "place between payments",
+            hint="labels are for `model: preset:payments`: by it they find their payment, and "
+            "their place between payments",
         )
     paid = _Stream(read_file(path, spec, batch, partitions=partitions))
     told = _Stream(_labels(labels, spec, batch, partitions))
