@@ -326,9 +326,9 @@ def decide_batch(
     fresh, cursor, touched, starts = batch.fresh, batch.cursor, batch.touched, batch.base
     count, held, incidents, key_of = state.total, state.held, state.incident, batch.key
     calibration, joint, lines = state.calibration, state.joint, state.promise
-    now, evidence = scratch.now, scratch.evidence
+    now, evidence, values = scratch.now, scratch.evidence, batch.values
     trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
-    belief = scratch.belief
+    belief, ranges = scratch.belief, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views, asked = now.shape[0] > engine, out.evidence.shape[0] > 0
@@ -341,9 +341,7 @@ def decide_batch(
         age = before + t
         _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
         if views:
-            _view(
-                state, slot, time_ms[at], batch.values, at, now[engine:], belief[engine:], scratch
-            )
+            _view(state, slot, time_ms[at], values, at, now[engine:], belief[engine:], scratch)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
             now, trust, worth, reach, belief, calibration, joint, evidence, scratch.said, slot,
@@ -368,9 +366,9 @@ def decide_batch(
         out.judged[at] = 2 if kind == incident.HELD else warm and fired >= 0
         told = kind not in (incident.NOTHING, incident.HELD)
         if channels > 1:
-            _widen(state.range, slot, batch.values, at)
+            _widen(ranges, slot, values, at)
             if told or asked:
-                _blame(evidence, now, table, engine, state.range, slot, scratch.far)
+                _blame(evidence, now, table, engine, ranges, slot, scratch.far)
         if asked:
             out.evidence[at] = evidence
         origin = (key, records, t, base)
