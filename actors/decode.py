@@ -48,6 +48,7 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     Where `spec.key` is None, the source must have been opened with keys.
     """
     count, channels = len(fetched), len(spec.values)
+    assert spec.format == "json", "lines without fields are read by bare_lines.py"
     if count == 0:
         return empty_records(channels, len(spec.texts))
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
