@@ -26,7 +26,8 @@ class Record(Settings):
     format: Literal["json", "text"] = Field(
         default="json",
         description="What a record is: a JSON object with the fields below, or, for `model: "
-        "preset:logs`, `text`: the log line itself, which has no fields.",
+        "preset:logs`, `text`: the log line itself. It has no fields: its key and time are Kafka's "
+        "(docs/signal-classes.md).",
     )
     values: tuple[str, ...] = Field(
         default=(),

@@ -10,17 +10,20 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka as ck
 import numpy as np
 import pytest
-from classes import Lanes
+from classes import Lanes, without_lineage
 from command import Said, called, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lanes import Killed, Mortal, World, live
+from lanes import Killed, Mortal, World, lag, live, make, read_all, running, until
+from lanes import alerts as alerts_of
 from test_logs import MODEL, NEW, ROWS, RUSH
 
 from raywatch.actors.backtest import backtest
@@ -29,6 +32,7 @@ from raywatch.actors.clock import VirtualClock
 from raywatch.actors.decode import decode
 from raywatch.actors.embedded import EmbeddedBroker, EmbeddedLog
 from raywatch.actors.files import LINE_MS, read_file
+from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.keys import warm_decode
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import HmacKey
@@ -36,6 +40,7 @@ from raywatch.actors.records import LINE, LINE_BYTES_MAX, Records, RecordSpec
 from raywatch.actors.scan import hash_of
 from raywatch.actors.stages import flow_of
 from raywatch.models.errors import ConfigError
+from raywatch.models.log_template import ids_of
 from raywatch.models.settings import DecideSettings, MissingSettings
 
 SPEC = RecordSpec(values=(), message=LINE, format="text")
@@ -183,6 +188,50 @@ def test_no_batch_waits_for_a_compiler() -> None:
     assert known == len(without_ends.signatures) == 1
 
 
+# ---- headers ---------------------------------------------------------------------------------
+
+BODIES = (
+    "sshd: Failed password for root from 10.0.3.{n} port {n} ssh2", "kernel: eth0: link is up",
+    "sshd: Accepted publickey for deploy from 10.0.3.{n} port {n} ssh2", "app: query took {n} ms",
+    "systemd: Started Session {n} of user admin.", "app: worker {n} restarted after {n} ms",
+)  # fmt: skip
+HEADERS = {
+    "RFC 3164": "%b %d %H:%M:%S web-1 {who}[{n}]: ",
+    "RFC 3164, no pid": "<34>%b %d %H:%M:%S web {who}: ",
+    "RFC 5424": "<34>1 %Y-%m-%dT%H:%M:%S.%fZ web-1.example.com {who} {n} ID47 - ",
+    "RFC 5424, nothing": "<34>1 %Y-%m-%dT%H:%M:%S.%f+01:00 web {who} - - - ",
+    "ISO 8601": "%Y-%m-%dT%H:%M:%SZ INFO {who}: ",
+    "ISO 8601, a blank": "%Y-%m-%d %H:%M:%S,%f [main] INFO {who} - ",
+    "epoch": "%s.{n} {who}: ",
+    "ctime": "[%a %b %d %H:%M:%S %Y] [error] {who}: ",
+    "klog": "I%m%d %H:%M:%S.%f {n} {who}.go:212] ",
+    "dmesg": "[{n}.123456] {who}: ",
+}
+
+
+def kinds_of(header: str) -> list[int]:
+    """Templates of lines behind a header whose times are months apart, numbered as they come."""
+    values: list[bytes] = []
+    for n in range(10, 40):
+        time = datetime.fromtimestamp(1_700_000_000 + n * 3_333_333, UTC).strftime(header)
+        for body in BODIES:
+            who, line = body.format(n=n).split(": ", 1)
+            values.append((time.format(who=who, n=n) + line).encode())
+    code = ids_of([line for *_, line in told(read(values))]).tolist()
+    return [list(dict.fromkeys(code)).index(each) for each in code]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_makes_no_other_kinds_of_line(header: str) -> None:
+    assert kinds_of("") == list(range(len(BODIES))) * 30
+    assert kinds_of(HEADERS[header]) == kinds_of("")
+
+
+def test_a_bare_word_in_a_header_that_varies_makes_kinds_of_its_own() -> None:
+    # Of the weekdays, which are a name here, six occur.
+    assert len(set(kinds_of("%b %d %H:%M:%S %A {who}: "))) == 6 * len(BODIES)
+
+
 # ---- lanes -----------------------------------------------------------------------------------
 
 
@@ -232,6 +281,47 @@ def test_a_lane_that_is_killed_loses_and_repeats_nothing(dies_at: int) -> None:
         live(there, detector, log=Mortal(there.log, dies_at, done=True), model="logs")
     live(there, detector, model="logs", epoch="e2")
     assert there.said() == said_of_lines()
+
+
+@pytest.mark.kafka
+def test_on_real_kafka_lines_of_a_plain_producer_are_read_with_and_without_keys(
+    kafka: Any, topic: Callable[[str], str], tmp_path: Path
+) -> None:
+    events, name = topic("lines"), topic("bare").lower()
+    log, producer = KafkaLog(kafka.bootstrap), ck.Producer({"bootstrap.servers": kafka.bootstrap})
+    places = [Partition(events, number) for number in range(2)]
+    detector = replace(LANES.detector(), name=name, topics=(events,), group=name)
+    detector = replace(detector, alerts=f"{name}.alerts", rejects=f"{name}.rejects")
+    rows: list[dict[str, Any]] = []
+    try:
+        log.create(events, 2, {"retention.ms": "-1"})  # times lie years back
+        for each in (detector.alerts, detector.rejects, "raywatch.audit"):
+            log.create(each, 1)
+        for row, value in zip(ROWS, BARE, strict=True):
+            place = places[row["service"] == "api"]
+            key = b"gateway" if len(rows) % 3 == 0 else None
+            producer.produce(events, value + b"\n", key, place.number, timestamp=row["ts"])
+            producer.poll(0)
+            rows.append({"k": (key or str(place).encode()).decode(), "t": row["ts"], "n": place})
+            rows[-1][LINE] = value.decode("utf-8", "replace")
+        producer.produce(events, None, None, 0)
+        assert producer.flush(30.0) == 0
+        with running(make(detector, log, places, model="logs")):
+            until(lambda: lag(log, detector, places) == 0, 60.0)
+        said = alerts_of(log, detector.alerts)
+        rejects = [out.value for out in read_all(log, detector.rejects)]
+    finally:
+        log.close()
+    filed: list[dict[str, Any]] = []
+    in_json = replace(detector, record=replace(IN_JSON, key="k", time="t"))
+    path, out = tmp_path / "rows.jsonl", tmp_path / "alerts.jsonl"
+    for place in places:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["n"] == place))
+        backtest(in_json, LANES.scorer, path, tmp_path / "o.parquet", alerts=out)
+        filed += [json.loads(line) for line in out.read_text().splitlines()]
+    assert {alert["key"] for alert in said} == {"gateway", *map(str, places)}
+    assert without_lineage(said) == without_lineage(filed)
+    assert rejects == [b""]
 
 
 # ---- files and commands ----------------------------------------------------------------------
