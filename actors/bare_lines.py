@@ -49,7 +49,7 @@ def decode_lines(fetched: Fetched, spec: RecordSpec, names: Sequence[bytes]) -> 
     records = Records(
         partition=fetched.partition,
         offset=fetched.offset,
-        time_ms=fetched.time_ms.astype(np.int64),
+        time_ms=fetched.time_ms,
         values=np.zeros((count, 0)),
         text=text,
         key_begin=key_begin,
