@@ -1,9 +1,9 @@
 """A file as a stream of records: what a backtest and a training read.
 
 Parquet and CSV by columns, JSON lines by `decode` itself; where records are lines without fields,
-any other file, a line a record. The same data give the same records
-whichever way they are written; a row is rejected for the reasons a record would be. In memory is
-one batch at a time (Parquet: and what one row group needs).
+any other file, a line a record. The same data give the same records whichever way they are written;
+a row is rejected for the reasons a record would be. In memory is one batch at a time (Parquet: and
+what one row group needs).
 
 What a file does not say, it is given: without a key field the file's stem is the key of all rows,
 without a time field a row's number is its time (lines without fields come a second apart). In text
