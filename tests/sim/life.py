@@ -20,9 +20,9 @@ from raywatch.cluster import assign
 from raywatch.cluster.deployment import Detection
 from raywatch.models.settings import DecideSettings, MissingSettings
 from sim.broker import Entry, Txn
-from sim.client import AWAY_S, LONG_S, away
 from sim.faults import LIES, WORLD, Chance, Fault, Key, Plan
 from sim.hub import START_MS
+from sim.network import AWAY_S, LONG_S, away
 from sim.scorers import HANG_S, VERSIONS
 from sim.world import Actor, Control, Parts, World, put_in_place
 

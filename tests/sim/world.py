@@ -24,9 +24,10 @@ from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.runtime import Post
 from sim.broker import Broker
 from sim.client import AdminClient as SimAdmin
-from sim.client import KafkaException, Network, library
+from sim.client import library
 from sim.faults import Plan
 from sim.hub import Hub, Process, SimClock, SimThreads, waiting
+from sim.network import KafkaException, Network
 from sim.scorers import SimMember, SimScorer
 from sim.store import SimStore
 
