@@ -20,6 +20,7 @@ from raywatch.actors.owner import Owner
 from raywatch.actors.pool import Members, RemotePool
 from raywatch.cluster.keeper import Keeper
 from raywatch.models.errors import LaneLost, Unreachable
+from sim import class_bugs
 
 Any3 = tuple[Any, str, Any]  # where, name, what to put there
 
@@ -394,4 +395,26 @@ BUGS = (
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
     Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000),
     Bug("knows rosters by their number only", knows_rosters_by_their_number_only, 1_000, 530),
+    Bug(
+        "labels: hands one on too early after a restart",
+        class_bugs.hands_on_a_label_too_early_after_a_restart,
+        100,
+    ),
+    Bug("labels: commits what waits for its place", class_bugs.commits_what_waits, 100),
+    Bug(
+        "labels: goes on where the commit is, not the snapshot",
+        class_bugs.goes_on_with_labels_where_the_commit_is,
+        100,
+    ),
+    Bug(
+        "labels: looks at the clock after it was answered",
+        class_bugs.looks_at_the_clock_after_it_was_answered,
+        1_000,
+    ),
+    Bug("labels: takes all clocks for one", class_bugs.takes_all_clocks_for_one, 100),
+    Bug("labels: takes an end for read", class_bugs.takes_an_end_for_read, 100),
+    Bug("labels: holds a partition for good", class_bugs.holds_a_partition_for_good, 100),
+    Bug("budget: no debt in snapshots", class_bugs.forgets_the_debt_of_a_budget, 300),
+    Bug("budget: no clock in snapshots", class_bugs.forgets_the_clock_of_a_budget, 300),
+    Bug("budget: counts what it decides", class_bugs.counts_what_it_decides, 300),
 )

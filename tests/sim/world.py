@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from raywatch.actors import kafka, kafka_rules, lane, owner, saving
+from raywatch.actors import joining, kafka, kafka_rules, lane, owner, saving
 from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.owner import Owner, OwnerReport, Roster
 from raywatch.actors.pool import Members
@@ -482,7 +482,7 @@ def put_in_place(world: World) -> Callable[[], None]:
         "wait": waiting(world.hub),
         "_rss_bytes": lambda: 0,
     }
-    modules = (kafka, kafka_rules, lane, owner, saving)
+    modules = (joining, kafka, kafka_rules, lane, owner, saving)
     found = [(module, name) for module in modules for name in MACHINE if hasattr(module, name)]
     kept = [(module, name, getattr(module, name)) for module, name in found]
     for module, name, _ in kept:
