@@ -169,25 +169,33 @@ _KEPT: dict[History, Expected] = {}  # of the history that is judged: several ru
 
 
 def _undisturbed(history: History) -> Expected:
-    spec, versions = history.setup.spec, history.setup.versions
-    found, audited = Expected(), schedule(history)
+    found, spec = Expected(), history.setup.spec
     for places in history.lanes.values():
-        flow = flow_of(spec, places, SPECS[versions[0]])
-        cuts = [audited.get(p, [(0, versions[0])]) for p in places]
-        for number in range(max(map(len, cuts))):
-            for version in versions:
-                pieces = [
-                    _piece(history, p, c, number, version)
-                    for p, c in zip(places, cuts, strict=True)
-                ]
-                fetched = _joined(history, places) if spec.labels else _fetched(pieces)
-                if not len(fetched):
-                    continue
-                batch = flow.prepare(fetched, SPECS[version], begin={}, end={})
-                segments = batch.segments
-                scores = None if segments is None else MODELS[version].score(segments)
-                _note(found, flow, batch, flow.finish(batch, scores))
+        flow = flow_of(spec, places, SPECS[history.setup.versions[0]])
+        for version, fetched in (_joined if spec.labels else _by_version)(history, places):
+            if not len(fetched):
+                continue
+            batch = flow.prepare(fetched, SPECS[version], begin={}, end={})
+            segments = batch.segments
+            scores = None if segments is None else MODELS[version].score(segments)
+            _note(found, flow, batch, flow.finish(batch, scores))
     return found
+
+
+def _by_version(history: History, places: tuple[Partition, ...]) -> Iterator[tuple[str, Fetched]]:
+    audited, versions = schedule(history), history.setup.versions
+    cuts = [audited.get(p, [(0, versions[0])]) for p in places]
+    for number in range(max(map(len, cuts))):
+        for version in versions:
+            yield (
+                version,
+                _fetched(
+                    [
+                        _piece(history, p, c, number, version)
+                        for p, c in zip(places, cuts, strict=True)
+                    ]
+                ),
+            )
 
 
 def _note(found: Expected, flow: Flow, batch: Batch, said: Said) -> None:
@@ -214,13 +222,14 @@ def _piece(
     return [e for e in history.inputs[place] if begin <= e.offset < end]
 
 
-def _joined(history: History, places: tuple[Partition, ...]) -> Fetched:
+def _joined(history: History, places: tuple[Partition, ...]) -> Iterator[tuple[str, Fetched]]:
     """Payments and labels of a lane in their order, number by number."""
     logs = {p: {e.offset: e for e in entries} for p, entries in history.inputs.items()}
     due = order(history.setup, history.inputs)
     numbers = sorted({p.number for p in places})
     flat = [(places.index(p), logs[p][o]) for n in numbers for p, o in due[n]]
-    return _columns([index for index, _ in flat], [e for _, e in flat])
+    fetched = _columns([index for index, _ in flat], [e for _, e in flat])
+    yield history.setup.versions[0], fetched
 
 
 def _fetched(pieces: list[list[Entry]]) -> Fetched:
