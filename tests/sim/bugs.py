@@ -352,11 +352,13 @@ BUGS = (
         "uses a producer again whose commit nobody answered",
         uses_a_producer_again_whose_commit_nobody_answered,
         300,
+        150,
     ),
     Bug(
         "takes an unknown outcome for a failure, and writes again",
         takes_an_unknown_outcome_for_a_failure,
         300,
+        190,
     ),
     Bug("commits offsets outside the transaction", commits_offsets_outside_the_transaction, 10),
     Bug("at least once: commits before it has written", commits_before_it_has_written, 300, 220),
@@ -384,7 +386,7 @@ BUGS = (
     Bug("names alerts by their offset", names_alerts_by_their_offset, 5),
     Bug("sends a batch again to any version", sends_again_to_any_version, 400),
     Bug("drops batches in flight when a scorer dies", drops_batches_when_a_scorer_dies, 30),
-    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 800),
+    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 800, 50),
     Bug("does not audit a version", does_not_audit_a_version, 50),
     Bug(
         "takes another version than its commits note",
@@ -393,7 +395,7 @@ BUGS = (
         3_330,
     ),
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
-    Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000),
+    Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000, 50),
     Bug("knows rosters by their number only", knows_rosters_by_their_number_only, 1_000, 530),
     Bug(
         "labels: hands one on too early after a restart",

@@ -1,7 +1,8 @@
 """What must be true of a history, whatever happened in it. Pure: from a History to violations.
 
 The reference is the same Flow that a backtest uses, over the records as they lie in the log, with
-each record scored by the version that the audit topic names for its offset. See `RULES`.
+each record scored by the version that the audit topic names for its offset; over payments and
+labels in the order that `labelled.py` says. See `RULES`.
 """
 
 import json
