@@ -188,15 +188,8 @@ def _by_version(history: History, places: tuple[Partition, ...]) -> Iterator[tup
     cuts = [audited.get(p, [(0, versions[0])]) for p in places]
     for number in range(max(map(len, cuts))):
         for version in versions:
-            yield (
-                version,
-                _fetched(
-                    [
-                        _piece(history, p, c, number, version)
-                        for p, c in zip(places, cuts, strict=True)
-                    ]
-                ),
-            )
+            both = zip(places, cuts, strict=True)
+            yield version, _fetched([_piece(history, p, c, number, version) for p, c in both])
 
 
 def _note(found: Expected, flow: Flow, batch: Batch, said: Said) -> None:

@@ -24,7 +24,7 @@ Place = tuple[Partition, int]
 
 @contextmanager
 def small(made: Setup) -> Generator[None]:
-    """Bounds for a life of some hundred payments; a snapshot of usual size takes half a second."""
+    """Bounds for a life of some hundred payments: the usual state has 9 MB a partition."""
     there = [
         (joining, "RECORDS_MAX", made.waiting_max),
         (stage, "WARM", WARM),

@@ -47,8 +47,6 @@ class Judged:
     offset: NDArray[Any]  # (N,)
     bits: NDArray[Any]  # (N, 4) float64: score, p, event, and 2 where `per_day` held it back
     rejected: list[tuple[Partition, int]]
-    speak: dict[Partition, int]
-    held: int  # what was counted
 
 
 def decided_bits(batch: Batch, decided: Decided) -> NDArray[Any]:
@@ -345,7 +343,7 @@ class Life:
             self.world.told("judged", len(self.judged))
             self.judged.append(Judged(
                 number, self.world.hub.current.process.name, flow.partitions, records.partition,
-                records.offset, bits, rejected, dict(flow.speak), said.tally.held,
+                records.offset, bits, rejected,
             ))  # fmt: skip
             return said
 
