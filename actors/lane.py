@@ -450,7 +450,8 @@ class Shift:
             return
         self.stats.tried = {p: c.offset for p, c in offsets.items()}, self.tally
         self.sink.transact(self.out, offsets, self.reader)
-        self.out, self.renote, self.tally = [], False, Tally()
+        self.out, self.renote = [], False
+        self.tally = Tally() if offsets else self.tally
         self.committed |= {p: c.offset for p, c in offsets.items()}
         self.stats.settle(self.committed)
         self.stats.commits += 1
