@@ -5,21 +5,23 @@
 
 The rule holds again in each object, for the rest of the name: `a.b.c` is `a.b.c` of the record, or
 `b.c` of its object `a`, or `c` of the object `b` in there; the first one that is there counts, null
-or not. So flat names with dots mean what they say, as they do for who writes Elastic's schema flat
-or OpenTelemetry's attributes in one object ({"attributes": {"http.route": "/"}}), and a dot is never
-half of a step: {"a.b": {"c": 1}} has no `a.b.c`.
+or not. So flat names with dots mean what they say, as who writes Elastic's schema flat has them, or
+OpenTelemetry's attributes in one object ({"attributes": {"http.route": "/"}}); and a dot is never
+part of a step: {"a.b": {"c": 1}} has no `a.b.c`.
 
 What is no object has no fields: where null, a number or a list stands on the way, the field is
 missing. Lists are not entered. A name that occurs twice in one object means its last value, for
-objects too: {"a": {"b": 1}, "a": {}} has no `a.b`. Names that begin or end with a dot, have two in a
-row, or more than PARTS_MAX parts, are names of fields of the record and nothing else.
+objects too: {"a": {"b": 1}, "a": {}} has no `a.b`. Names that begin or end with a dot, have two in
+a row, or more than PARTS_MAX parts, are names of fields of the record and nothing else.
 
-Every reader keeps this rule: scan.py for bytes, `value_of` for parsed records, columns.py for structs
-of Parquet. Columns of CSV have their names, and nothing in them.
+Every reader keeps this rule: scan.py for bytes, `value_of` for parsed records, columns.py for
+structs of Parquet. Columns of CSV have their names, and nothing in them.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -58,15 +60,16 @@ def value_of(fields: Mapping[str, object], name: str) -> object:
 
 
 def inner_names(fields: Mapping[str, object], before: str = "") -> Iterator[str]:
-    """Names that mean something inside of the objects of a record, in its order.
+    """Names that reach into the objects of a record, in its order, to what is no object itself.
 
-    One that the record has itself, or that can be reached in two ways, comes again.
+    One that the record has itself, or that can be reached in two ways, may come again.
     """
     for name, value in fields.items():
         whole = f"{before}{name}"
-        if before and len(steps(whole)) > 1:
-            yield whole
-        if isinstance(value, dict) and name and "." not in name and whole.count(".") < PARTS_MAX:
+        if not isinstance(value, dict):
+            if before and len(steps(whole)) > 1:
+                yield whole
+        elif name and "." not in name and whole.count(".") < PARTS_MAX:
             yield from inner_names(cast("dict[str, object]", value), f"{whole}.")
 
 
@@ -98,6 +101,29 @@ class Names:
             hint = f"did you mean {shown}? {hint}"
         where = "" if path is None else f"`{path}`: "
         return ConfigError(f"{where}no column `{name}`", hint=hint)
+
+
+def names_in(
+    records: Iterable[Mapping[str, object]], *, only: Callable[[object], bool] | None = None
+) -> Names:
+    """Names of parsed records, in the order in which they come; `only`: of such values."""
+    top, inner = dict[str, None](), dict[str, None]()
+    for fields in records:
+        top.update((name, None) for name, value in fields.items() if only is None or only(value))
+        for name in inner_names(fields):
+            value = value_of(fields, name)
+            if not isinstance(value, dict) and (only is None or only(value)):
+                inner[name] = None
+    return Names(tuple(top), tuple(name for name in inner if name not in top))
+
+
+def parsed(values: Iterable[bytes | None]) -> Iterator[dict[str, object]]:
+    """Those of some values that are objects, for a look at their names: numbers may be inexact."""
+    for value in values:
+        with suppress(ValueError, RecursionError):
+            found: object = json.loads(value or b"null", parse_int=float)
+            if isinstance(found, dict):
+                yield cast("dict[str, object]", found)
 
 
 def _within(name: str, others: Sequence[str]) -> bool:

@@ -116,7 +116,7 @@ def wanted(
     size = np.array([len(text) for text in texts], np.int64)
     goals = np.array([goal for each in inside for goal in each.values()], np.int64)
     return Wanted(
-        text=np.frombuffer(b"".join(texts) + b"\0", np.uint8),
+        text=np.frombuffer(b"".join(texts) + bytes(ZEROS), np.uint8),
         names=np.stack((np.cumsum(size) - size, size, goals), axis=1),
         first=np.cumsum([0, *map(len, inside)]),
         outer=np.array(outer, np.int64),
@@ -126,11 +126,15 @@ def wanted(
 
 @njit(cache=True, nogil=True)
 def _same(p: int, q: int, size: int) -> bool:
-    """Whether `size` bytes at p and q are equal; those at q hold no zero byte."""
-    k = 0
-    while k < size and byte_at(p + k) == byte_at(q + k):
-        k += 1
-    return k == size
+    """Whether `size` bytes at p and q, at least one, are equal; those at q hold no zero byte.
+
+    Behind the first zero byte at p, and behind what is at q, seven more may be read.
+    """
+    while size > 8:
+        if word_at(p) != word_at(q):
+            return False
+        p, q, size = p + 8, q + 8, size - 8
+    return (word_at(p) ^ word_at(q)) << np.uint64(64 - 8 * size) == np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
@@ -153,7 +157,7 @@ def _name(
     layout[place, 3] = inside
     for entry in range(first, end):
         size = names[entry, 1]
-        if size == quote - p - 1 and _same(p + 1, text + names[entry, 0], size):
+        if size == quote - p - 1 and (size == 0 or _same(p + 1, text + names[entry, 0], size)):
             layout[place, 2] = names[entry, 2]
             break
     return layout[place, 2]
@@ -256,34 +260,23 @@ def _word(p: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _skip(p: int) -> int:
-    """Position behind the value at p, or -1."""
-    return nested(p) if byte_at(p) == OPEN or byte_at(p) == OPEN_LIST else scalar(p)
+def _skip(p: int, before: int, size: int) -> int:
+    """Position behind the value at p, or -1; a list or an object may be the same as one before."""
+    if byte_at(p) != OPEN and byte_at(p) != OPEN_LIST:
+        return scalar(p)
+    return p + size if size > 0 and _same(p, before, size) else nested(p)
 
 
 @njit(cache=True, nogil=True)
-def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
-    base: int,
-    begin: I64,
-    size: I64,
-    text: int,
-    names: I64,
-    first: I64,
-    outer: I64,
-    role: I64,
-    key_bytes_max: int,
-    status: U8,
-    time_ms: I64,
-    values: F64,
-    key_begin: I64,
-    key_size: I32,
-    word_begin: I64,
-    word_size: I32,
+def _scan(  # noqa: PLR0912, PLR0915 - one loop, its state in locals: see grammar.py
+    base: int, begin: I64, size: I64, fields: Wanted, key_bytes_max: int, out: Scanned
 ) -> None:
-    # The record before: address and size of each name (quotes and colon included), goal, object.
-    layout = np.full((LAYOUT_MAX, 4), -1, np.int64)
-    fields = role.shape[0]
-    seen = np.full(fields + outer.shape[0], -1, np.int64)  # the last record that had the goal
+    text, names, first, outer, role = fields
+    status, time_ms, values, key_begin, key_size, word_begin, word_size, _, _ = out
+    # The record before: address and size of each name (quotes and colon included), its goal, its
+    # object, address and size of a value that nobody wanted.
+    layout = np.full((LAYOUT_MAX, 6), -1, np.int64)
+    seen = np.full(role.shape[0] + outer.shape[0], -1, np.int64)  # the last record with the goal
     singles_all = (role < 0).sum()
     for index in range(begin.shape[0]):
         status[index] = ASK
@@ -299,22 +292,23 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
                 field = layout[place, 2]
             else:
                 begins, ends = first[inside], first[inside + 1]
-                field = _name(p, place, inside, begins, ends, text, names, layout)
+                field = _name(p, place, inside, begins, ends, text.ctypes.data, names, layout)
                 if field == ASK_NAME:
                     break
             p = space(p + layout[place, 1])
             place += 1
             if field == UNWANTED:
-                p = _skip(p)
+                at, p = p, _skip(p, layout[place - 1, 4], layout[place - 1, 5])
+                layout[place - 1, 4], layout[place - 1, 5] = at, p - at
             elif seen[field] == index:
                 break
             else:
                 seen[field] = index
-                if field >= fields:
+                if field >= role.shape[0]:
                     if byte_at(p) == OPEN and byte_at(space(p + 1)) != CLOSE:
-                        inside = field - fields
+                        inside = field - role.shape[0]
                         continue
-                    p = _skip(p)
+                    p = _skip(p, p, 0)
                 elif role[field] >= values.shape[1]:
                     word = role[field] - values.shape[1]
                     p, at, length = _word(p)
@@ -371,7 +365,7 @@ def scan(
         more=np.zeros(0, np.uint8),
     )
     base = buf.ctypes.data
-    _scan(base, begin, size, fields.text.ctypes.data, *fields[1:], key_bytes_max, *out[:-2])
+    _scan(base, begin, size, fields, key_bytes_max, out)
     if not words:
         return out
     flat = out.word_begin.reshape(-1), out.word_size.reshape(-1), out.words.reshape(-1)

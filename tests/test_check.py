@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raywatch.actors.names import Names
 from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition
 from raywatch.cluster.commands import alerts, rejects
 from raywatch.cluster.commands.check import examine, exit_code
@@ -261,8 +262,8 @@ def test_an_alert_that_is_no_json_is_shown_and_not_dropped() -> None:
 def test_fields_are_learned_from_the_newest_records(config: Config) -> None:
     values = [b'{"host": "a", "cpu": 1, "up": true}', b'{"mem": 2.5}', b"[", b"3"]
     log = ListLog(records={E1: [Out("events", b"", value) for value in values]})
-    assert sample_fields(log, config.detectors[0]) == ["cpu", "mem"]
-    assert sample_fields(ListLog(), config.detectors[0]) == []
+    assert sample_fields(log, config.detectors[0]) == Names(("cpu", "mem"))
+    assert sample_fields(ListLog(), config.detectors[0]) == Names(())
 
 
 def test_an_embedded_log_cannot_be_reached_from_outside() -> None:
@@ -296,7 +297,7 @@ def test_check_lag_and_tails_work_against_real_brokers(
     log.write([Out(f"{name}.rejects", b"k", b"{x", headers)])
     log.write([Out(f"{name}.alerts", b"a", b'{"id": "a1", "key": "a", "at_ms": 0}')])
     try:
-        assert sample_fields(log, load(path).detectors[0]) == ["cpu", "mem"]
+        assert sample_fields(log, load(path).detectors[0]) == Names(("cpu", "mem"))
     finally:
         log.close()
 
