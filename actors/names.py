@@ -52,10 +52,9 @@ def value_of(fields: Mapping[str, object], name: str) -> object:
     for part, rest in steps(name):
         if not isinstance(found, dict):
             return None
-        inner = cast("dict[str, object]", found)
-        if rest in inner:
-            return inner[rest]
-        found = inner.get(part)
+        if rest in found:
+            return found[rest]
+        found = found.get(part)
     return None
 
 
