@@ -56,8 +56,10 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     found = _scanned(text, begin, size, spec)
     text = np.concatenate((text, found.more)) if found.more.shape[0] else text
     if spec.key is None:
-        text, key_begin, key_size = join(fetched.keys, spec.key_bytes_max)
-        found.key_begin[:], found.key_size[:] = key_begin, key_size
+        keys, key_begin, key_size = join(fetched.keys, spec.key_bytes_max)
+        before = text.shape[0] if spec.texts else 0  # of values nothing is kept but texts
+        text = np.concatenate((text, keys)) if spec.texts else keys
+        found.key_begin[:], found.key_size[:] = key_begin + before, key_size
         found.status[key_size == 0] = ASK
     if spec.time is None:
         found.time_ms[:] = fetched.time_ms
