@@ -4,6 +4,8 @@ The compiled scanner (scan.py) reads what it is certain of; each record it asks 
 full parser, alone, so one bad record costs no other. Both give the same columns for the same
 bytes: which of them read a record cannot be seen from the result.
 
+Which field a name means is said in names.py.
+
 What counts: numbers are JSON numbers (true is none, "12" is none), rounded to float64; a key is a
 string or an integer, which stands for its decimal text; a time is a number of epoch milliseconds,
 cut to whole ones, or ISO 8601 text. A word is a string, an integer (its decimal text), or `true` or

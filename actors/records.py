@@ -19,7 +19,7 @@ LINE_BYTES_MAX = 16_384  # of a line that are looked at: what lies behind them i
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """Which fields of a record are what. Fields are top-level names of a JSON object."""
+    """Which fields of a record are what. Names of fields: see names.py."""
 
     values: tuple[str, ...]  # C channels, in this order
     key: str | None = None  # None: the Kafka key is the key

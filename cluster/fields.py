@@ -26,8 +26,8 @@ class Record(Settings):
         default=(),
         max_length=CHANNELS_MAX,
         description="Fields with numbers, one or a list; each is a channel. `x*` stands for all "
-        "fields that match, in natural order (`x2` before `x10`), settled once at start. Needed, "
-        "unless there are `words`.",
+        "fields that match, in natural order (`x2` before `x10`), settled once at start; fields of "
+        "objects, where the pattern has a dot. Needed, unless there are `words`.",
     )
     words: tuple[str, ...] = Field(
         default=(),

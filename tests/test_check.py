@@ -266,6 +266,28 @@ def test_fields_are_learned_from_the_newest_records(config: Config) -> None:
     assert sample_fields(ListLog(), config.detectors[0]) == Names(())
 
 
+def test_fields_inside_of_objects_are_learned_for_patterns_with_a_dot(tmp_path: Path) -> None:
+    values = [
+        b'{"host": {"name": "a", "n": 1}, "cpu": {"user": {"pct": 1}, "idle": {"pct": 2.5}}}',
+        b'{"host": {"name": "b"}, "cpu": {"idle": {"pct": 3, "up": true}, "all": [1]}, "load": 1}',
+    ]
+    log = ListLog(records={E1: [Out("events", b"", value) for value in values]})
+    for pattern, found in (
+        ("cpu.*", ("cpu.idle.pct", "cpu.user.pct")), ("*", ("load",)), ("load", ("load",)),
+        ("*.n", ("host.n",)),
+    ):  # fmt: skip
+        text = LOCAL.read_text().replace("key: host", "key: host.name").replace("[cpu, mem]", "X")
+        (tmp_path / "it.yaml").write_text(text.replace("X", f"['{pattern}']"))
+        config = load(tmp_path / "it.yaml")
+        names = sample_fields(log, config.detectors[0])
+        assert names == Names(("load",), ("cpu.idle.pct", "cpu.user.pct", "host.n"))
+        assert config.spec("hosts", names).record.values == found
+    (tmp_path / "it.yaml").write_text(text.replace("X", "['pc*']"))
+    with pytest.raises(ConfigError, match=r"no column `pc\*`") as caught:
+        load(tmp_path / "it.yaml").spec("hosts", names)
+    assert "`cpu.idle.pct`" in caught.value.hint
+
+
 def test_an_embedded_log_cannot_be_reached_from_outside() -> None:
     with pytest.raises(ConfigError, match="nobody else can reach it"):
         open_log(load(ROOT / "configs" / "demo.yaml"))
