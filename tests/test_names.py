@@ -95,6 +95,7 @@ def by_reference(value: bytes) -> Row | None:
         ('{"a": {"b": {"c": 2}, "b.c": 3}, "a.b.c": 1}', 1),
         ('{"a": {"b": {"c": 2}, "b.c": 3}}', 3),
         ('{"a.b.c": null, "a": {"b": {"c": 2}}}', None),  # it is there, and null
+        ('{"a": {"b": {"c": 2}, "b.c": null}}', None),
         ('{"a": {"b": {"c": 1}}, "a": {"b": {"c": 2}}}', 2),
         ('{"a": {"b": {"c": 1}}, "a": {"b": {}}}', None),
         ('{"a": {"b": {"c": 1}, "b": {"d": 2}}}', None),
@@ -137,6 +138,13 @@ def test_a_name_with_an_empty_part_or_too_many_is_a_field_of_the_record_alone(na
     for more, number in ((inner, "nan"), ({head: {rest: 1}}, "nan"), ({name: 2}, "2.0")):
         line = json.dumps({"k": "a", "t": 1, "x": 7, **more}).encode()
         assert read([line], spec) == [by_parser(line, spec)] == [(b"a", 1, (number, "7.0"), ())]
+
+
+def test_a_name_may_be_empty() -> None:
+    spec = RecordSpec(values=("", "x"), key="k", time="t")
+    line = b'{"k":"a","t":1,"x":7,"":%d}'
+    assert taken([line % 1, line % 2], spec) == [True, True]
+    assert [row[2] for row in read([line % 1, line % 2], spec)] == [("1.0", "7.0"), ("2.0", "7.0")]
 
 
 def test_a_name_of_as_many_parts_as_may_be_is_followed_to_its_end() -> None:
