@@ -154,7 +154,7 @@ def test_a_struct_with_two_fields_of_one_name_is_refused(tmp_path: Path) -> None
     path = tmp_path / "x.parquet"
     twice = pa.StructArray.from_arrays([pa.array([1.0]), pa.array([2.0])], ["x", "x"])
     pq.write_table(pa.table({"o": twice}), path)
-    with pytest.raises(ConfigError, match=r"column `o\.x` is there twice|cannot read"):
+    with pytest.raises(ConfigError, match=r"column `o\.x` is there twice"):
         list(read_file(path, RecordSpec(values=("o.x",))))
 
 
