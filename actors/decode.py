@@ -51,6 +51,7 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     Where `spec.key` is None, the source must have been opened with keys.
     """
     count, channels = len(fetched), len(spec.values)
+    assert spec.format == "json", "lines without fields are read by bare_lines.py"
     if count == 0:
         return empty_records(channels, len(spec.texts))
     assert spec.key is not None or len(fetched.keys) == count, "the source has no keys"
@@ -59,8 +60,8 @@ def decode(fetched: Fetched, spec: RecordSpec) -> Records:
     text = np.concatenate((text, found.more)) if found.more.shape[0] else text
     if spec.key is None:
         keys, key_begin, key_size = join(fetched.keys, spec.key_bytes_max)
-        before = text.shape[0] if spec.texts else 0  # of values nothing is kept but texts
-        text = np.concatenate((text, keys)) if spec.texts else keys
+        before = text.shape[0] if spec.texts else 0  # words are shown out of the same array
+        text = np.concatenate((text, keys)) if before else keys
         found.key_begin[:], found.key_size[:] = key_begin + before, key_size
         found.status[key_size == 0] = ASK
     if spec.time is None:

@@ -1,12 +1,13 @@
 """A file as a stream of records: what a backtest and a training read.
 
-Parquet and CSV by columns, JSON lines by `decode` itself. The same data give the same records
-whichever way they are written; a row is rejected for the reasons a record would be. In memory is
-one batch at a time (Parquet: and what one row group needs).
+Parquet and CSV by columns, JSON lines by `decode` itself; where records are lines without fields,
+any other file, a line a record. The same data give the same records whichever way they are written;
+a row is rejected for the reasons a record would be. In memory is one batch at a time (Parquet: and
+what one row group needs).
 
 What a file does not say, it is given: without a key field the file's stem is the key of all rows,
-without a time field a row's number is its time. In text columns (CSV), a number may stand for a
-time, and the words of columns.NULLS for nothing.
+without a time field a row's number is its time (lines without fields come a second apart). In text
+columns (CSV), a number may stand for a time, and the words of columns.NULLS for nothing.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +24,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raywatch.actors.bare_lines import decode_lines
 from raywatch.actors.columns import (
     column_of,
     is_line,
@@ -52,6 +54,8 @@ pc: Any = pyarrow.compute  # its functions are made when it is imported: unknown
 KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines",
 }  # fmt: skip
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # endings of what holds no lines as it is
+LINE_MS = 1_000  # from one line without fields to the next: what such a file cannot say
 SAMPLE = 1_000  # lines of a JSON-lines file whose names count as its columns
 BLOCK_BYTES = 8_388_608  # of a CSV file; a row must fit
 SERIES_MAX = 50_000_000  # values that `read_series` holds: 400 MB
@@ -82,7 +86,8 @@ def read_file(
     assert batch > 0, batch
     assert partitions > 0, partitions
     spec = resolve(path, spec)
-    pieces = _lines(path, spec, batch) if _kind(path) == "lines" else _columns(path, spec, batch)
+    by_line = spec.format == "text" or _kind(path) == "lines"
+    pieces = (_lines if by_line else _columns)(path, spec, batch)
     with _reading(path):
         for piece in pieces:
             records = piece.records
@@ -123,6 +128,9 @@ def read_series(
 
 def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     """The spec with patterns in `values` replaced by columns of the file. Raises ConfigError."""
+    if spec.format == "text":
+        _must_be_lines(path)
+        return spec
     names = columns_of(path)
     fixed = [name for name in (spec.key, spec.time) if name is not None]
     for name in fixed:
@@ -144,12 +152,29 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     return replace(spec, values=values)
 
 
+def _must_be_lines(path: Path) -> None:
+    """Raise ConfigError for a file that holds something else, or nothing."""
+    ending = path.suffix.lower()
+    if ending in KINDS or ending in PACKED:
+        holds = "is compressed" if ending in PACKED else "holds records with fields"
+        raise ConfigError(
+            f"`{path}` {holds}, and `record.format` is `text`",
+            hint=f"a file of plain lines has any ending but {', '.join((*KINDS, *PACKED))}",
+        )
+    with _reading(path), path.open("rb") as file:
+        empty = not file.read(1)
+    if empty:
+        raise ConfigError(f"`{path}` is empty", hint="a line a record is wanted")
+
+
 def _kind(path: Path) -> str:
     try:
         return KINDS[path.suffix.lower()]
     except KeyError:
         raise ConfigError(
-            f"`{path}` is no file this can read", hint=f"endings are {', '.join(KINDS)}"
+            f"`{path}` is no file this can read",
+            hint=f"endings are {', '.join(KINDS)}; of log lines without fields any other, "
+            "where `record.format` is `text`",
         ) from None
 
 
@@ -187,12 +212,12 @@ def _line_names(path: Path) -> Names:
         return names_in(parsed(islice(lines, SAMPLE)))
 
 
-# ---- JSON lines
+# ---- lines: JSON, and such without fields
 
 
 def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    key = path.stem.encode("utf-8", "surrogateescape")
-    first = 0
+    key, bare = path.stem.encode("utf-8", "surrogateescape"), spec.format == "text"
+    step_ms, first = LINE_MS if bare else 1, 0
     with path.open("rb") as file:
         while True:
             values = _some_lines(file, batch, spec.bytes_max)
@@ -203,11 +228,12 @@ def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
             fetched = Fetched(
                 partition=np.zeros(count, np.int32),
                 offset=rows,
-                time_ms=rows if spec.time is None else np.full(count, -1),
+                time_ms=rows * step_ms if spec.time is None else np.full(count, -1),
                 values=values,
                 keys=[key] * count if spec.key is None else [],
             )
-            yield FileBatch(decode(fetched, spec), first, count)
+            read = decode_lines(fetched, spec, [key]) if bare else decode(fetched, spec)
+            yield FileBatch(read, first, count)
             first += count
 
 

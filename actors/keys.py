@@ -27,6 +27,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from raywatch.actors.bare_lines import decode_lines
 from raywatch.actors.decode import decode
 from raywatch.actors.grammar import iso_ms_of
 from raywatch.actors.keys_kernel import (
@@ -59,7 +60,7 @@ from raywatch.actors.keys_kernel import (
     worth,
 )
 from raywatch.actors.ports import Fetched
-from raywatch.actors.records import Records, RecordSpec
+from raywatch.actors.records import LINE, Records, RecordSpec
 from raywatch.models.errors import ArtifactError
 from raywatch.models.rows import Rows
 from raywatch.models.scorer import I32, I64, U8
@@ -388,6 +389,8 @@ def warm_decode() -> None:
     group(table.take(records).slots)
     other = decode(Fetched(*one, values=[value.replace(b'"a"', b'"bc"')], keys=[]), spec)
     table.release(table.take(other).gone.slot)
+    bare = Fetched(*one[:2], one[1], values=[b"a"], keys=[b"b"])
+    decode_lines(bare, RecordSpec(values=(), message=LINE, format="text"), [b"c"])
     table.load(table.state())
     place(np.full((2, 2), -1, np.int64), np.full((4, 2), -1, np.int64))
 

@@ -39,7 +39,7 @@ from raywatch.actors.ports import (
 from raywatch.actors.saving import Saver, Saving
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
-from raywatch.actors.stats import LaneStats, State
+from raywatch.actors.stats import LaneStats, State, Tally
 from raywatch.models.errors import ConfigError, Fenced, LaneLost, Unreachable
 from raywatch.models.scorer import ModelSpec
 
@@ -142,6 +142,7 @@ class Shift:
         self.out: list[Out] = []
         self.out_since = 0.0
         self.stamps: list[int] = []
+        self.tally = Tally()  # of what is decided and not committed
         self.switched = False  # the next batch is the first one of another version
         self.renote = False  # the next commit has to note the version for every partition
         self.words = ""  # what this shift put into the stats
@@ -194,6 +195,7 @@ class Shift:
         self.ledger = {p: Ledger(start.speak[p]) for p in partitions}
         kept = {p: c for p, c in committed.items() if p not in start.lost}
         self.committed = {p: c.offset for p, c in kept.items()}
+        self.stats.settle(self.committed)
         self.since = self._versions(kept, start.speak)
         self.committed_at = self.clock.monotonic()
         self.renew_at = self.committed_at + RENEW_S
@@ -418,7 +420,7 @@ class Shift:
         self.stats.records += len(flight.batch.records)
         self.stats.alerts += len(said.alerts)
         self.stats.rejects += said.rejected
-        self.stats.tally = self.stats.tally.plus(said.tally)
+        self.tally = self.tally.plus(said.tally)
         self.stats.keys, self.stats.evicted = len(self.flow.keys), self.flow.keys.evicted
         self.stats.labels = self.flow.labels()
         self.stats.in_flight = len(self.in_flight)
@@ -446,9 +448,12 @@ class Shift:
         # What was decided may only be said together with the offsets that it was decided on.
         if not offsets and not (force and self.out):
             return
+        self.stats.tried = {p: c.offset for p, c in offsets.items()}, self.tally
         self.sink.transact(self.out, offsets, self.reader)
         self.out, self.renote = [], False
+        self.tally = Tally() if offsets else self.tally
         self.committed |= {p: c.offset for p, c in offsets.items()}
+        self.stats.settle(self.committed)
         self.stats.commits += 1
         self.stats.committed = {str(p): o for p, o in self.committed.items()}
         self.stats.position = {str(p): o for p, o in self.position.items()}

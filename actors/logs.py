@@ -10,8 +10,10 @@ import numpy as np
 
 from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
+from raywatch.actors.bare_lines import decode_lines
 from raywatch.actors.flow import Batch, Part
 from raywatch.actors.log_words import SESSION_MAX, Words, text_of
+from raywatch.actors.ports import Fetched
 from raywatch.actors.pseudonyms import WITHHELD
 from raywatch.actors.records import Records
 from raywatch.models import incident, log_sessions, logs
@@ -43,6 +45,12 @@ class LogsFlow(AloneFlow):
         )
         self.following = Following(decide, NAMES)
         self._words: Words | None = None  # of the batch at hand
+
+    def _decoded(self, fetched: Fetched) -> Records:
+        record = self.spec.record
+        if record.format == "text":
+            return decode_lines(fetched, record, [str(each).encode() for each in self.partitions])
+        return super()._decoded(fetched)
 
     def _decided(self, batch: Batch, scores: Scores | None) -> Decided:
         records, slots, order = batch.records, batch.slots, batch.order

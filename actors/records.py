@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raywatch.models.scorer import F64, I32, I64, U8
 
 LINE_BYTES_MAX = 16_384  # of a line that are looked at: what lies behind them is not read
+LINE = "line"  # what the line of a record goes by that has no fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class RecordSpec:
     label: str | None = None
     label_days: float = 8.0  # a payment that has no label after so long was honest
     error: str | None = None  # whether a call failed (failures.py)
+    format: str = "json"  # or `text`: the value is the line itself, `message` is LINE
 
     @property
     def texts(self) -> tuple[str, ...]:

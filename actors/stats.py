@@ -1,12 +1,14 @@
 """What a lane says of itself while it works."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raywatch.actors.ports import Partition
 from raywatch.models.incident import Decided
 
 State = Literal["opening", "catching up", "running", "waiting", "blocked", "fenced", "stopped"]
@@ -60,10 +62,23 @@ class LaneStats:
     labels: dict[str, int] = field(default_factory=lambda: {})  # what became of them
     late: int = 0  # payments and labels that came too late for their place (joining.py)
     evicted: int = 0  # keys that were forgotten since the lane was last opened
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally = field(default_factory=Tally)  # of records that this lane committed
+    # Offsets that the commit under way has, and what it counts: nobody knows yet whether it does.
+    tried: tuple[Mapping[Partition, int], Tally] = field(default_factory=lambda: ({}, Tally()))
     version: str = ""
     version_since: dict[str, int] = field(default_factory=lambda: {})  # partition -> first offset
     committed: dict[str, int] = field(default_factory=lambda: {})
     position: dict[str, int] = field(default_factory=lambda: {})
     delay_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
     snapshot: str = ""
+
+    def settle(self, committed: Mapping[Partition, int]) -> None:
+        """Count what was tried, if that is what is committed now.
+
+        Whoever counted records as it decides on them would count those twice that are decided on
+        again: by its successor, or by itself, where a commit failed.
+        """
+        offsets, tally = self.tried
+        if offsets and all(committed.get(p) == offset for p, offset in offsets.items()):
+            self.tally = self.tally.plus(tally)
+        self.tried = {}, Tally()

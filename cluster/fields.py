@@ -4,12 +4,12 @@ As in schema.py, every setting has a default, a unit, a bound and a description.
 """
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from raywatch.actors.names import Names, expand, is_pattern
-from raywatch.actors.records import RecordSpec
+from raywatch.actors.records import LINE, RecordSpec
 from raywatch.cluster.secret import Secret, Settings
 from raywatch.models.errors import ConfigError
 
@@ -17,11 +17,18 @@ WORDS_MAX = 256  # words of one record
 CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
 
 _RECORD = RecordSpec(values=("x",))
+_FIELDS = ("values", "words", "message", "session", "key", "time", "id", "label", "error")
 
 
 class Record(Settings):
     """Which fields of a record are what; what a name means: actors/names.py."""
 
+    format: Literal["json", "text"] = Field(
+        default="json",
+        description="What a record is: a JSON object with the fields below, or, for `model: "
+        "preset:logs`, `text`: the log line itself. It has no fields: its key and time are Kafka's "
+        "(docs/signal-classes.md).",
+    )
     values: tuple[str, ...] = Field(
         default=(),
         max_length=CHANNELS_MAX,
@@ -136,6 +143,18 @@ class Record(Settings):
         return values
 
     @model_validator(mode="after")
+    def _of_text(self) -> Self:
+        if self.format != "text":
+            return self
+        for name in _FIELDS:
+            if getattr(self, name):
+                raise ValueError(f"`{name}` names a field; a record of `format: text` has none")
+        for name in self.pseudonymise:
+            if name not in ("key", LINE):
+                raise ValueError(f"`format: text` has `key` and `{LINE}` to disguise, no `{name}`")
+        return self
+
+    @model_validator(mode="after")
     def _disguised(self) -> Self:
         self._hidden_whole()
         if self.session is not None and self.message is None:
@@ -148,7 +167,7 @@ class Record(Settings):
                 raise ValueError(f"`{name}` cannot be `id` or `label` and something else, too")
         if self.error is not None and self.error in once:
             raise ValueError(f"`{self.error}` cannot be `error` and something else, too")
-        if not self.values and not self.words and self.message is None:
+        if not self.values and not self.words and self.line is None:
             raise ValueError("`values` is missing: name the fields with numbers")
         among = (self.key or "key") in self.pseudonymise
         if among != (self.pseudonym_key is not None):
@@ -169,6 +188,11 @@ class Record(Settings):
                     raise ValueError(
                         f"`{each}` lies inside of `{name}`: name it in `pseudonymise` as well"
                     )
+
+    @property
+    def line(self) -> str | None:
+        """What the log line goes by, None where records have none."""
+        return LINE if self.format == "text" else self.message
 
     @property
     def patterns(self) -> bool:

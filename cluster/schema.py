@@ -243,6 +243,8 @@ class Detector(Settings):
         network, payments, lines, calls = (
             model == f"{PRESET}{each}" for each in ("network", "payments", "logs", "traces")
         )
+        if record.format == "text" and not lines:
+            raise ValueError(f"`record.format: text` is for `{PRESET}logs`; `model` is `{model}`")
         if record.words and model not in OF_WORDS:
             raise ValueError(f"`record.words` is for {_NAMES}; `model` is `{model}`")
         if record.error and not calls:
@@ -254,8 +256,11 @@ class Detector(Settings):
             )
         if record.message is not None and not lines:
             raise ValueError(f"`record.message` is for `{PRESET}logs`; `model` is `{model}`")
-        if lines and record.message is None:
-            raise ValueError("`record.message` is missing: name the field with the log line")
+        if lines and record.line is None:
+            raise ValueError(
+                "`record.message` is missing: name the field with the log line, or say `format: "
+                "text` where a record is the line"
+            )
         if not record.values and not (network or payments or lines):
             raise ValueError("`record.values` is missing: name the fields with numbers")
         if not payments and (record.id or record.label):
@@ -312,7 +317,7 @@ class Detector(Settings):
             )
         settled = fields is not None or not record.patterns
         channels = record.channels(fields or Names(())) if settled else record.values
-        named: dict[str, Any] = {**dict(record), "values": channels}
+        named: dict[str, Any] = {**dict(record), "values": channels, "message": record.line}
         del named["pseudonym_key"]  # revealed only for who decodes: Config.disguised
         return DetectorSpec(
             name=self.name,

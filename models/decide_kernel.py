@@ -3,7 +3,7 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour and hour_mean (profile.py), and for keys of one channel novel (novelty.py).
+hour (profile.py), and for keys of one channel hour_mean and novel (novelty.py).
 """
 
 import math
@@ -23,6 +23,7 @@ SLOT, INDEX, KIND, SINCE, ORDINAL, FIRED, LAG, SIMILAR = range(8)  # columns of 
 EVERY = 8  # records between two whose time is kept
 TIMES = 76  # enough for the farthest lag, 590 records
 MISS_RATE = 0.005
+NEAR = 0.05  # of the farthest channel: the others count as this far, or one could hide behind it
 BAND = 3.0  # mean distances: 95 % of Laplacian ones (e^-3)
 
 Origin = tuple[int, int, int, int]  # key of the batch, its records, which of them, records before
@@ -48,8 +49,9 @@ class State(NamedTuple):
     calibration: F64  # (S, rows * C, 7)
     joint: F64  # (S, 1, 7) of all channels together
     promise: F64  # (S, 2)
-    profile: F64  # (S, C, 2, 25, 3), or S = 0 where there is none
+    profile: F64  # (S, C, views, 25, 3), or S = 0 where there is none
     recent: F64  # (S, C, 8), likewise
+    range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
     miss: F64  # (S, C) mean distance between what models expect and what comes
@@ -84,6 +86,7 @@ class Scratch(NamedTuple):
     usual: F64  # (views, C) what each view expects
     spread: F64  # (views, C) and how far from it values usually are
     evidence: F64  # (C,) what components say of each channel
+    far: F64  # (C,) how far each channel is from its past
     trust: F64  # (rows,) in each component, 0 where it makes no event score
     worth: F64  # (rows,) log10 of it
     reach: F64  # (rows,) see judging.py
@@ -156,6 +159,42 @@ def _sustained(now: F64, table: I64, engine: int, weight: F32, at: int, stride: 
             weighted *= weight[at + channel * stride]
         largest = max(largest, weighted + plain)
     return largest
+
+
+@njit(cache=True, nogil=True)
+def _widen(ranges: F64, slot: int, values: F64, at: int) -> None:
+    """The range of every channel, with the values of this record in it."""
+    for channel in range(values.shape[1]):
+        value = values[at, channel]
+        if not abs(value) <= profile.VALUE_MAX:  # NaN, too
+            continue
+        if not ranges[slot, channel, 0] <= value:
+            ranges[slot, channel, 0] = value
+        if not ranges[slot, channel, 1] >= value:
+            ranges[slot, channel, 1] = value
+
+
+@njit(cache=True, nogil=True)
+def _blame(
+    evidence: F64, now: F64, table: I64, engine: int, ranges: F64, slot: int, far: F64
+) -> None:
+    """Weigh what is said of each channel by its distance from its past, in parts of its range.
+
+    A tail says how rare that is for this channel, not how far: one that hardly ever moves and then
+    does a little is as rare as one that goes through the roof. Nothing where nothing is a distance.
+    """
+    farthest = 0.0
+    for channel in range(now.shape[1]):
+        distance = 0.0
+        for row in range(engine):
+            if table[row, WEIGHTED] == 1 and not math.isnan(now[row, channel]):
+                distance += now[row, channel]
+        width = ranges[slot, channel, 1] - ranges[slot, channel, 0]
+        far[channel] = distance / width if width > 0.0 else 0.0
+        farthest = max(farthest, far[channel])
+    if 0.0 < farthest < math.inf:
+        for channel in range(now.shape[1]):
+            evidence[channel] *= max(far[channel], NEAR * farthest)
 
 
 @njit(cache=True, nogil=True)
@@ -287,12 +326,12 @@ def decide_batch(
     fresh, cursor, touched, starts = batch.fresh, batch.cursor, batch.touched, batch.base
     count, held, incidents, key_of = state.total, state.held, state.incident, batch.key
     calibration, joint, lines = state.calibration, state.joint, state.promise
-    now, evidence = scratch.now, scratch.evidence
+    now, evidence, values = scratch.now, scratch.evidence, batch.values
     trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
-    belief = scratch.belief
+    belief, ranges = scratch.belief, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
-    views = now.shape[0] > engine
+    views, asked = now.shape[0] > engine, out.evidence.shape[0] > 0
     found, factor = 0, 1.0
     for step in range(time_ms.shape[0]):
         at = int(sequence[step]) if limited else step
@@ -302,9 +341,7 @@ def decide_batch(
         age = before + t
         _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
         if views:
-            _view(
-                state, slot, time_ms[at], batch.values, at, now[engine:], belief[engine:], scratch
-            )
+            _view(state, slot, time_ms[at], values, at, now[engine:], belief[engine:], scratch)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
             now, trust, worth, reach, belief, calibration, joint, evidence, scratch.said, slot,
@@ -327,10 +364,15 @@ def decide_batch(
             rule.probability, rule.update_factor, rule.quiet, factor,
         )  # fmt: skip
         out.judged[at] = 2 if kind == incident.HELD else warm and fired >= 0
-        if out.evidence.shape[0] > 0:
+        told = kind not in (incident.NOTHING, incident.HELD)
+        if channels > 1:
+            _widen(ranges, slot, values, at)
+            if told or asked:
+                _blame(evidence, now, table, engine, ranges, slot, scratch.far)
+        if asked:
             out.evidence[at] = evidence
         origin = (key, records, t, base)
-        if kind not in (incident.NOTHING, incident.HELD):
+        if told:
             _record(out, found, at, kind, slot, incidents)
             _explain(state, batch, scratch, out, engine, found, origin)
             found += 1

@@ -2,11 +2,12 @@
 
 z = |x - mean_b| / sqrt(var_b + 0.01 * var): mean and variance of the key's channel in hour b (UTC),
 exponentially weighted with a half-life of 20 visits, `var` that of all hours (floor of the hour's
-own). Two views: the value itself, and the mean of the last 8 values, which sees small lasting
-shifts. It knows no weekdays (167 bins learn too slowly: measured) and no time zones.
+own). One or two views: the value itself, and the mean of the last 8 values, which sees small
+lasting shifts. It knows no weekdays (167 bins learn too slowly: measured) and no time zones.
 
 State of a channel is `profile[slot, channel, view, 0..24, (mean, variance, count)]`, row 24 for all
-hours together, and `recent[slot, channel, 0..7]`, the ring of the last values. Zeros are new.
+hours together, and `recent[slot, channel, 0..7]`, the ring of the last values, where there are two
+views. Zeros are new.
 """
 
 import math
@@ -89,14 +90,15 @@ def look(
     spread: F64,
     belief: F64,
 ) -> None:
-    """One record: both views of every channel.
+    """One record: all V views of every channel.
 
-    Fills strange (2, C), NaN where there is nothing to say, usual (2, C), the mean before, spread
-    (2, C), twice the deviation before, and belief (2, C), see `believed`.
+    Fills strange (V, C), NaN where there is nothing to say, usual (V, C), the mean before, spread
+    (V, C), twice the deviation before, and belief (V, C), see `believed`.
     """
+    views = profile.shape[2]
     for channel in range(values.shape[1]):
         value = values[row, channel]
-        for view in range(2):
+        for view in range(views):
             visits = profile[slot, channel, view, hour, VISITS]
             belief[view, channel] = believed(visits)
             seen = visits > 0.0
@@ -107,12 +109,14 @@ def look(
             strange[view, channel] = math.nan
         if not abs(value) <= VALUE_MAX:  # NaN, too: a missing value leaves no trace here
             continue
-        seen_before = int(profile[slot, channel, 0, ALL, VISITS])
-        recent[slot, channel, seen_before % RECENT] = value
-        held = min(seen_before + 1, RECENT)
+        strange[0, channel] = visit(profile, slot, channel, 0, hour, value)
+        if views == 1:
+            continue
+        count = int(profile[slot, channel, 0, ALL, VISITS])
+        recent[slot, channel, (count - 1) % RECENT] = value
+        held = min(count, RECENT)
         # Summed anew each time: a running sum would keep the rounding of every value it ever saw.
         total = 0.0
         for index in range(held):
             total += recent[slot, channel, index]
-        strange[0, channel] = visit(profile, slot, channel, 0, hour, value)
         strange[1, channel] = visit(profile, slot, channel, 1, hour, total / held)

@@ -7,6 +7,7 @@ in all ways; bits are compared, with each other and with what is said without a 
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from lanes import RECORDS, Killed, Mortal, live, make, running, spec, until, world
+from lanes import RECORDS, Killed, Mortal, lag, live, make, running, spec, until, world
 
 from raywatch.actors.backtest import Summary, backtest
-from raywatch.actors.ports import Out
+from raywatch.actors.ports import Committed, Log, Out, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.runtime import LogSpec
 from raywatch.actors.spec import DetectorSpec
@@ -27,7 +28,7 @@ from raywatch.cluster.config import Config
 from raywatch.cluster.deployment import prepare
 from raywatch.models import incident
 from raywatch.models.budget import DAY_MS, ROOM_MAX, Budget
-from raywatch.models.errors import ArtifactError
+from raywatch.models.errors import ArtifactError, LaneLost
 from raywatch.models.following import KIND, Following
 from raywatch.models.registry import build, shipped
 from raywatch.models.scorer import F64, I32, I64, U8, describe
@@ -405,6 +406,44 @@ def test_a_lane_counts_how_rare_its_records_were_and_no_record_twice(tmp_path: P
     again = live(there, hosts(), epoch="e2").stats
     assert again.records > 10_000
     assert again.tally.judged <= 1
+
+
+class Failing:
+    """A Log whose first commit beyond the middle is not answered, done or not done."""
+
+    def __init__(self, log: Log, *, done: bool) -> None:
+        self._log, self._done, self.failed = log, done, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def sink(self, lane: str, group: str) -> Any:
+        sink = self._log.sink(lane, group)
+        transact = sink.transact
+
+        def some(out: Any, offsets: Mapping[Partition, Committed], source: Any) -> None:
+            fails = not self.failed and sum(c.offset for c in offsets.values()) > len(RECORDS) // 2
+            if self._done or not fails:
+                transact(out, offsets, source)
+            if fails:
+                self.failed = True
+                raise LaneLost("nobody answers")
+
+        sink.transact = some
+        return sink
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_a_commit_without_an_answer_held_is_counted_once(done: bool) -> None:
+    there, detector = world(), hosts(batch_records=1_000)
+    there.log.write(RECORDS)
+    lane = make(detector, Failing(there.log, done=done), there.partitions, store=there.store)
+    with running(lane):
+        until(lambda: lag(there.log, detector, there.partitions) == 0)
+    assert lane.stats.opened == 2
+    whole = world()
+    whole.log.write(RECORDS)
+    assert lane.stats.tally == live(whole, hosts()).stats.tally
 
 
 def test_a_deployment_tells_lanes_how_many_partitions_there_are(tmp_path: Path) -> None:

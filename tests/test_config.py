@@ -120,6 +120,7 @@ audit: audit
     ]
     # Each of these is set somewhere here.
     fields = ("values", "key", "time", "words", "message", "session", "id", "label", "error")
+    fields = (*fields, "format")
     assert same == [*named, *(f"record.{field}" for field in fields)]
     assert changed.batch_wait_s == pytest.approx(0.17)  # 170 ms
     assert changed.checkpoint_s == pytest.approx(0.19)  # 190 ms
@@ -159,6 +160,8 @@ def test_short_forms_mean_the_long_ones(tmp_path: Path) -> None:
         ("[cpu, mem]", "[cpu], session: s", 5, "`session` needs `message`", ""),
         ("[cpu, mem]", "[cpu], error: e", 3, "`record.error` is for `preset:traces`", ""),
         ("key: host", "key: host, error: host", 5, "`host` cannot be `error` and something", ""),
+        ("key: host", "format: text, key: host", 5, "`values` names a field; a record of", ""),
+        ("key: host", "format: csv, key: host", 5, "'json' or 'text'", "the log line itself"),
         ("lagbank", "preset:traces", 3, "needs one name in `record.values` (the duration)", ""),
     ],
 )
@@ -376,3 +379,42 @@ def test_log_lines_need_a_message_and_few_keys(tmp_path: Path) -> None:
     other = text.replace("preset:logs", "preset:network")
     with pytest.raises(ConfigError, match="is for `preset:logs`"):
         load(write(tmp_path, other))
+
+
+LINES = SMALLEST.replace("key: host, time: ts, values: [cpu, mem]", "format: text").replace(
+    "lagbank", "preset:logs"
+)
+
+
+def test_lines_without_fields_need_nothing_else(tmp_path: Path) -> None:
+    known = load(write(tmp_path, LINES)).spec("hosts")
+    assert (known.record.format, known.record.texts, known.columns) == (
+        "text",
+        ("line",),
+        ("line",),
+    )
+    assert (known.record.key, known.record.time, known.keys_max) == (None, None, 2_000)
+    hidden = load(write(tmp_path, LINES.replace("text", "text, pseudonymise: [line]")))
+    assert hidden.spec("hosts").record.pseudonymise == ("line",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("text", "text, key: host", "`key` names a field; a record of `format: text` has none"),
+        ("text", "text, time: ts", "`time` names a field"),
+        ("text", "text, message: msg", "`message` names a field"),
+        ("text", "text, session: s", "`session` names a field"),
+        ("text", "text, words: [a]", "`words` names a field"),
+        ("text", "text, error: a", "`error` names a field"),
+        ("text", "text, pseudonymise: [message]", "has `key` and `line` to disguise, no `message`"),
+        ("preset:logs", "lagbank", "`record.format: text` is for `preset:logs`"),
+        ("preset:logs", "preset:traces", "`record.format: text` is for `preset:logs`"),
+        ("format: text", "key: host", "`values` is missing"),
+    ],
+)
+def test_lines_without_fields_are_for_logs_and_have_none(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    assert LINES.count(old) == 1
+    assert words in refused(tmp_path, LINES.replace(old, new)).message

@@ -1,5 +1,5 @@
-"""Goal: what each channel shows by itself is the sum of what the components say of it, for every
-record that is asked about, and the same however batches were cut.
+"""Goal: what each channel shows by itself is the sum of what the components say of it, by its
+distance from its past, for every record that is asked about, and the same however batches were cut.
 
 Method: made-up scores of three components, judged again by hand with the calibration's own
 functions; the same records whole and in batches; a fault that one component alone can see.
@@ -17,11 +17,11 @@ from raywatch.models import calibrate, judging
 from raywatch.models.decide import Decider
 from raywatch.models.scorer import F64, Component
 
-FINE = (Component("a", weighted=False), Component("b", weighted=False), Component("n", event=False))
+FINE = tuple(Component(name, event=name != "n", weighted=False) for name in ("a", "b", "n"))
 RECORDS = 300
 
 
-def test_it_is_the_sum_over_the_components_that_may_alert() -> None:
+def test_where_nothing_is_a_distance_it_is_the_sum_over_the_components_that_may_alert() -> None:
     made = stream(11, RECORDS, 3, FINE)
     told = batch(Decider(QUICK, FINE, 3, evidence=True), {0: made}, {0: 0}, {0: RECORDS})
     wanted, rates = np.zeros((RECORDS, 3)), calibrate.rates(QUICK.half_life)
@@ -70,3 +70,23 @@ def test_a_channel_that_one_component_sees_is_blamed_beside_one_that_all_see() -
     assert np.argsort(episode.channel_share)[::-1][:2].tolist() == [1, 2]
     assert math.fsum(episode.channel_share) == pytest.approx(1.0)
     assert episode.channel_share[2] > 3.0 * max(episode.channel_share[0], episode.channel_share[3])
+
+
+def test_of_channels_that_are_as_rare_the_one_that_goes_farther_is_to_blame() -> None:
+    components = (Component("a", weighted=False), Component("far"))
+    made = stream(41, 400, 3, components)
+    calm = np.random.default_rng(41).uniform(0.5, 1.0, (2, 3, 400)).astype(np.float32)
+    calm[0, :2, 300] = 40.0  # a finds channels 0 and 1 as rare as each other
+    calm[1] = 0.01
+    values = np.random.default_rng(42).uniform(0.0, 1.0, (400, 3))
+    values[:, 1] *= 100.0  # the same distance is far for channel 0, and near for channel 1
+    parts = dict(zip(("a", "far"), calm, strict=True))
+    told = batch(
+        Decider(QUICK, components, 3, evidence=True),
+        {0: replace(made, parts=parts, values=values)}, {0: 0}, {0: 400},
+    )  # fmt: skip
+    assert told.evidence is not None
+    near, far = told.evidence[300, 1], told.evidence[300, 0]
+    assert far > 10.0 * near > 0.0  # 100 times, but no channel counts as less than a twentieth
+    (episode, *_) = [each for each in told.episodes if each.index == 300]
+    assert episode.channel_share[0] > 0.99

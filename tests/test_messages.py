@@ -93,6 +93,21 @@ def test_what_is_no_line_rejects_its_record_and_no_other(line: bytes, reason: st
     assert [reject.reason for reject in records.rejects] == [reason]
 
 
+@pytest.mark.parametrize("kind", ["message", "words"])
+def test_texts_stand_beside_keys_of_kafka(kind: str) -> None:
+    # The middle record goes to the full parser, which writes behind what the others lie in.
+    texts = ["GET /a 200", "up", "x" * 300]
+    values = [json.dumps({"m": text}).encode() for text in texts]
+    values[1] = b'{"\\u006d":"up"}'
+    keys: list[bytes | None] = [b"a", b'""' * 20, b"web"]
+    named: dict[str, Any] = {"message": "m"} if kind == "message" else {"words": ("m",)}
+    place = np.zeros(3, np.int32), np.arange(3), np.full(3, 5)
+    records = decode(Fetched(*place, values=list(values), keys=keys), RecordSpec((), **named))
+    assert records.rejects == []
+    assert [records.word(index, 0) for index in range(3)] == texts
+    assert [records.key(index) for index in range(3)] == keys
+
+
 def test_a_record_without_a_line_is_none_and_one_without_a_session_is() -> None:
     records = decoded([b'{"k":"a","t":1,"s":"b"}', b'{"k":"a","t":1,"m":"up"}'])
     assert records.offset.tolist() == [1]

@@ -15,7 +15,9 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def backtest(
     config: ConfigPath,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV or JSON lines.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines, or log lines.")
+    ],
     output: Annotated[str, typer.Option(metavar="OUT.parquet", help="One row for each record.")],
     alerts: Annotated[str, typer.Option(metavar="OUT.jsonl", help="Every alert, as JSON.")] = "",
     labels: Annotated[
@@ -35,6 +37,7 @@ def backtest(
 ) -> None:
     """Score a file as the service would, and list the alerts. Needs no broker."""
     from raywatch.actors.backtest import backtest as run
+    from raywatch.actors.files import LINE_MS
     from raywatch.cluster.config import load
     from raywatch.cluster.connect import open_registry
     from raywatch.models.registry import build
@@ -61,6 +64,7 @@ def backtest(
         "reasons": dict(summary.reasons),  # `asdict` counts the pairs of a Counter
         "output": output,
         "alerts_output": alerts or None,
+        "line_ms": LINE_MS if spec.record.format == "text" else None,  # what no file of lines says
         "seconds": round(seconds, 3),
         "records_per_s": round(summary.records / max(seconds, 1e-9)),
     }
@@ -76,5 +80,6 @@ def _lines(found: Any) -> list[str]:
         + (f"; held back by per_day: {found['held']:,}" if found["held"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
         *of_labels(found["labels"]),
+        *(["times: a line a second, since no time is read from lines"] if found["line_ms"] else []),
         f"scores are in {found['output']}",
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, progress, result, table
+from raywatch.models.errors import ConfigError
 
 if TYPE_CHECKING:
     from raywatch.actors.evaluate import Quality
@@ -60,6 +61,12 @@ def evaluate(
 
     settings = load(config)
     spec = settings.disguised(settings.spec(detector, unsettled=True))
+    if spec.record.format == "text" and not scores:
+        raise ConfigError(
+            f"`{source}`: lines without fields have no labels",
+            hint="`raywatch backtest` the lines; `--scores` takes what it wrote, and INPUT is a "
+            "file with a label for each line",
+        )
     with tempfile.TemporaryDirectory(prefix="raywatch-") as folder:
         output = Path(scores) if scores else Path(folder) / "scores.parquet"
         if not scores:

@@ -20,6 +20,7 @@ from raywatch.actors.owner import Owner
 from raywatch.actors.pool import Members, RemotePool
 from raywatch.cluster.keeper import Keeper
 from raywatch.models.errors import LaneLost, Unreachable
+from sim import class_bugs
 
 Any3 = tuple[Any, str, Any]  # where, name, what to put there
 
@@ -351,11 +352,13 @@ BUGS = (
         "uses a producer again whose commit nobody answered",
         uses_a_producer_again_whose_commit_nobody_answered,
         300,
+        150,
     ),
     Bug(
         "takes an unknown outcome for a failure, and writes again",
         takes_an_unknown_outcome_for_a_failure,
         300,
+        190,
     ),
     Bug("commits offsets outside the transaction", commits_offsets_outside_the_transaction, 10),
     Bug("at least once: commits before it has written", commits_before_it_has_written, 300, 220),
@@ -383,7 +386,7 @@ BUGS = (
     Bug("names alerts by their offset", names_alerts_by_their_offset, 5),
     Bug("sends a batch again to any version", sends_again_to_any_version, 400),
     Bug("drops batches in flight when a scorer dies", drops_batches_when_a_scorer_dies, 30),
-    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 800),
+    Bug("changes the version without a snapshot", changes_the_version_without_a_snapshot, 800, 50),
     Bug("does not audit a version", does_not_audit_a_version, 50),
     Bug(
         "takes another version than its commits note",
@@ -392,6 +395,30 @@ BUGS = (
         3_330,
     ),
     Bug("ends a version that lanes still need", ends_a_version_that_lanes_need, 100),
-    Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000),
+    Bug("numbers rosters by the time of day", numbers_rosters_by_the_time_of_day, 1_000, 50),
     Bug("knows rosters by their number only", knows_rosters_by_their_number_only, 1_000, 530),
+    Bug(
+        "labels: hands one on too early after a restart",
+        class_bugs.hands_on_a_label_too_early_after_a_restart,
+        50,
+    ),
+    Bug("labels: commits what waits for its place", class_bugs.commits_what_waits, 50),
+    Bug(
+        "labels: goes on where the commit is, not the snapshot",
+        class_bugs.goes_on_with_labels_where_the_commit_is,
+        100,
+        40,
+    ),
+    Bug(
+        "labels: looks at the clock after it was answered",
+        class_bugs.looks_at_the_clock_after_it_was_answered,
+        1_000,
+        480,
+    ),
+    Bug("labels: takes all clocks for one", class_bugs.takes_all_clocks_for_one, 100, 40),
+    Bug("labels: takes an end for read", class_bugs.takes_an_end_for_read, 50),
+    Bug("labels: holds a partition for good", class_bugs.holds_a_partition_for_good, 50),
+    Bug("budget: no debt in snapshots", class_bugs.forgets_the_debt_of_a_budget, 200, 50),
+    Bug("budget: no clock in snapshots", class_bugs.forgets_the_clock_of_a_budget, 1_000, 620),
+    Bug("budget: counts what it decides", class_bugs.counts_what_it_decides, 300, 230),
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 from sim.life import History
 
@@ -35,6 +36,12 @@ LEAST = {
     "snapshots loaded": 400,
     "snapshots behind the commit": 250,
     "retention": 80,
+    "lives with labels": 100,
+    "labels": 20_000,
+    "times of a log that went back": 500,
+    "snapshots loaded with labels": 50,
+    "lives with a budget": 250,
+    "held back": 300,
 }
 
 
@@ -55,6 +62,7 @@ def covered(history: History) -> Counter[str]:
     count["versions changed"] += sum(
         b'"version"' in (e.value or b"") for e in history.said["audit"]
     )
+    count += _labels_and_budget(history)
     for _, kind, *what in history.events:
         if kind == "dead":
             count["owners died"] += ".owner-" in what[0]
@@ -80,6 +88,22 @@ def covered(history: History) -> Counter[str]:
             count["retention"] += 1
     for fault in history.struck:
         count[f"fault: {fault.kind}"] += 1
+    return count
+
+
+def _labels_and_budget(history: History) -> Counter[str]:
+    labels, per_day = history.setup.spec.labels, history.setup.spec.decide.per_day
+    count: Counter[str] = Counter()
+    count["lives with labels"] += bool(labels)
+    count["lives with a budget"] += per_day > 0.0
+    count["held back"] += sum(tally.held for _, _, tally, _ in history.counted)
+    for place, entries in history.inputs.items():
+        times = [entry.time_ms for entry in entries]
+        count["labels"] += len(times) if place.topic == labels else 0
+        back = sum(after < before for before, after in pairwise(times))
+        count["times of a log that went back"] += back
+    loaded = sum(kind == "loaded" for _, kind, *_ in history.events)
+    count["snapshots loaded with labels"] += loaded if labels else 0
     return count
 
 

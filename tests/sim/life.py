@@ -5,105 +5,60 @@ silences and rejects, ten seconds in which faults strike, and then quiet. Record
 after the last fault, so a lane that only looks alive is found out.
 """
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raywatch.actors import checkpoint, fencing
+from raywatch.actors.flow import Batch, Flow, Said
+from raywatch.actors.lane import Lane
 from raywatch.actors.ports import Committed, Partition
-from raywatch.actors.records import RecordSpec
-from raywatch.actors.spec import DetectorSpec
+from raywatch.actors.stats import Tally
 from raywatch.cluster import assign
 from raywatch.cluster.deployment import Detection
-from raywatch.models.settings import DecideSettings, MissingSettings
-from sim.broker import Entry, Txn
-from sim.client import AWAY_S, LONG_S, away
+from raywatch.models.incident import Decided
+from sim.broker import Entry, Part
 from sim.faults import LIES, WORLD, Chance, Fault, Key, Plan
+from sim.feeding import Feeder
 from sim.hub import START_MS
-from sim.scorers import HANG_S, VERSIONS
+from sim.labelled import small
+from sim.network import AWAY_S, LONG_S, away
+from sim.scorers import HANG_S
+from sim.setup import HOUR_MS, Setup, setup
 from sim.world import Actor, Control, Parts, World, put_in_place
 
 LIMIT_S = 400.0  # Virtual seconds after which a life that has not drained is a violation.
 LOOK_S = 0.25  # Between two looks whether everything is drained.
 AFTER_S = 1.5  # A life goes on for so long after the last frozen process thawed.
-HOUR_MS = 3_600_000
 STEPS_MAX = 400_000  # A life that goes round in circles without time passing ends here.
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """What a life is made of."""
+class Judged:
+    """A batch that some lane decided on, whoever holds the lane by then."""
 
-    seed: int
-    partitions: int
-    lanes: int
-    owners: int
-    scorers: int
-    rounds: int
-    keys: int  # of each partition
-    quiet_s: float  # when faults stop
-    fed_s: float  # when the last record comes
-    intensity: float
-    exactly_once: bool
-    rollouts: tuple[tuple[float, str], ...]  # when, and to which version or back
-    relaned: tuple[float, int] | None  # when it is deployed anew, and with how many lanes
-    # Where versions change or retention takes records, what a store confirmed must be there.
-    honest_store: bool
-    standby: bool  # whether a warm successor stands by for each owner
-    spec: DetectorSpec
+    flow: int  # which opening of a lane
+    process: str
+    places: tuple[Partition, ...]
+    partition: NDArray[Any]  # (N,) index into `places`; in the order in which they were read
+    offset: NDArray[Any]  # (N,)
+    bits: NDArray[Any]  # (N, 4) float64: score, p, event, and 2 where `per_day` held it back
+    rejected: list[tuple[Partition, int]]
 
 
-def setup(seed: int) -> Setup:
-    """What a seed makes."""
-    chance = Chance(seed, "setup")
-    partitions = 2 + chance.below(3)
-    lanes = 1 + chance.below(min(3, partitions))
-    quiet_s = 4.0 + 5.0 * chance.share()
-    rollouts: list[tuple[float, str]] = []
-    # Without transactions nobody is fenced: a holder that lives on may speak for either version.
-    exactly_once = chance.below(7) > 0
-    if exactly_once and chance.below(2) == 0:
-        rollouts.append((1.0 + 3.0 * chance.share(), VERSIONS[1]))
-        if chance.below(3) == 0:
-            rollouts.append((rollouts[0][0] + 3.0 * chance.share(), "back"))
-        if chance.below(3) == 0:
-            rollouts.append((rollouts[0][0] + 5.0 + 2.0 * chance.share(), VERSIONS[0]))
-    relaned: tuple[float, int] | None = None
-    if exactly_once and not rollouts and chance.below(2) == 0:
-        other = (lanes + chance.below(partitions - 1)) % partitions + 1
-        relaned = 1.0 + (quiet_s - 1.0) * chance.share(), other
-    spec = DetectorSpec(
-        name="d",
-        topics=("in",),
-        record=RecordSpec(values=("v",), key="k", time="t"),
-        model="robustz",
-        decide=DecideSettings(
-            probability=1e-3, warmup=20, quiet=5, half_life=100, update_factor=3.0
-        ),
-        missing=MissingSettings(intervals=4.0, floor_ms=6_000, records_min=10),
-        audit="audit",
-        lanes=lanes,
-        start="earliest",
-        lost="continue",
-        batch_records=8 + chance.below(56),
-        batch_wait_s=0.05 + 0.2 * chance.share(),
-        in_flight=1 + chance.below(4),
-        checkpoint_s=0.05 + 0.4 * chance.share(),
-        snapshot_s=(0.3, 1.0, 3.0, 1e6)[chance.below(4)],
-    )
-    return Setup(
-        seed, partitions, lanes, 1 + chance.below(lanes), 1 + chance.below(2),
-        45 + chance.below(25), 2 + chance.below(2), quiet_s, quiet_s + 1.0,
-        (0.5, 1.0, 2.0, 3.0)[chance.below(4)], exactly_once, tuple(rollouts),
-        relaned, bool(rollouts or relaned) or chance.below(2) == 0,
-        Chance(seed, "standby").below(4) == 0, spec,
-    )  # fmt: skip
+def decided_bits(batch: Batch, decided: Decided) -> NDArray[Any]:
+    """(N, 4) float64 of each record in batch order, see `Judged.bits`."""
+    bits = np.empty((len(batch.records), 4))
+    columns = decided.score, decided.p, decided.event, decided.judged
+    for at, column in enumerate(columns):
+        bits[batch.order, at] = column
+    return bits
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """What happened, for a checker that knows nothing else."""
 
@@ -118,78 +73,9 @@ class History:
     drained: bool = False
     seconds: float = 0.0
     steps: int = 0
-
-
-# ---- records ---------------------------------------------------------------------------------
-
-
-def records(made: Setup) -> list[tuple[float, Partition, bytes, bytes]]:
-    """(when, where, key, value) of every record, in the order in which they are written."""
-    rng = np.random.default_rng([made.seed & 0x7FFFFFFF, made.seed >> 31, 1])
-    chance = Chance(made.seed, "records")
-    count = made.partitions * made.keys
-    noise = rng.standard_normal((made.rounds, count))
-    for _ in range(2 + count // 2):  # anomalies, late enough to be judged
-        key, at = chance.below(count), 26 + chance.below(made.rounds - 28)
-        worse = 10.0 ** np.arange(1 + chance.below(3))  # each record stranger: some are updates
-        noise[at : at + len(worse), key] += (25.0 + 30.0 * chance.share()) * worse
-    silent = {
-        chance.below(count): (15 + chance.below(8), 30 + chance.below(made.rounds - 30))
-        for _ in range(1 + chance.below(2))
-    }
-    out: list[tuple[float, Partition, bytes, bytes]] = []
-    step_s = (made.fed_s - 0.2) / made.rounds
-    for at, row in enumerate(noise.tolist()):
-        for key, value in enumerate(row):
-            begin, end = silent.get(key, (0, 0))
-            if begin <= at < end:
-                continue
-            where = Partition("in", key % made.partitions)
-            text = b'{"k":"k%d","t":%d,"v":%.4f}' % (key, START_MS + at * 1_000 + key, value)
-            if chance.below(70) == 0:
-                text = (text[:-4], b"", b"[1]", text.replace(b'"v"', b'"w"'))[chance.below(4)]
-            out.append((0.2 + at * step_s, where, b"k%d" % key, text))
-    return out
-
-
-class Feeder:
-    """Writes the records: plainly or in transactions, some of which are undone."""
-
-    def __init__(self, world: World, made: Setup) -> None:
-        self._world = world
-        self._chance = Chance(made.seed, "feeder")
-        self._open: dict[Partition, Txn] = {}
-        self._numbers = 0
-        left = records(made)
-        size = 1 + self._chance.below(3) * made.partitions * made.keys
-        for begin in range(0, len(left), size):
-            some = left[begin : begin + size]
-            world.hub.at(some[-1][0], lambda some=some: self._write(some))
-        world.hub.at(left[-1][0] + 0.3, self._close)
-
-    def _write(self, some: list[tuple[float, Partition, bytes, bytes]]) -> None:
-        topics, now = self._world.broker.topics, self._world.broker.now_ms()
-        for _, where, key, value in some:
-            part = topics[where.topic][where.number]
-            dice = self._chance.below(60)
-            if dice == 0 and where not in self._open:
-                self._numbers += 1
-                self._open[where] = Txn(-self._numbers, "feeder", 0, 0)
-            elif dice == 1:
-                part.end += 1 + self._chance.below(3)  # what compaction took before anybody read it
-            elif dice == 2 and where not in self._open:  # a producer that changed its mind
-                self._numbers += 1
-                undone = Txn(-self._numbers, "feeder", 0, 0)
-                part.append(now, key, b"undone", (), undone)
-                part.mark(undone, commit=False)
-            part.append(now, key, value, (), self._open.get(where))
-            if where in self._open and self._chance.below(12) == 0:
-                part.mark(self._open.pop(where), commit=True)
-
-    def _close(self) -> None:
-        for where, txn in self._open.items():
-            self._world.broker.topics[where.topic][where.number].mark(txn, commit=True)
-        self._open = {}
+    judged: list[Judged] = field(default_factory=list[Judged])
+    # By process and partitions of each lane there was: what it counted, and what came too late.
+    counted: list[tuple[str, tuple[Partition, ...], Tally, int]] = field(default_factory=list[Any])
 
 
 # ---- what happens by itself --------------------------------------------------------------------
@@ -233,7 +119,12 @@ class Weather:
             if control.process is not None:
                 world.hub.kill(control.process)
         elif kind == "clock set":
-            world.hub.wall_ms = START_MS + round((2.0 * fault.size - 1.0) * HOUR_MS)
+            made = self._life.setup
+            back_ms, on_ms = HOUR_MS, HOUR_MS
+            if made.spec.labels:  # ahead as far as the order of labels allows
+                back_ms, on_ms = 2_000 * made.spec.labels_delay_s, 1_000 * made.apart_s
+            off_ms = fault.size * (back_ms + on_ms) - back_ms
+            world.hub.wall_ms = START_MS + round(off_ms)
         elif kind.endswith("moves"):
             self._move(kind, AWAY_S * fault.size)
         elif kind == "retention":
@@ -251,7 +142,8 @@ class Weather:
         broker, hub = self._life.world.broker, self._life.world.hub
         if kind == "leader moves":
             away(broker, away_s)
-            for part in broker.topics["in"]:
+            for place in self._life.places:
+                part = broker.topics[place.topic][place.number]
                 part.away_until = hub.now_ns + round(1e9 * away_s)
         else:
             for lane in sorted(broker.holders):
@@ -302,20 +194,29 @@ class Life:
             self.plan, lambda *what: self.events.append(what),
             exactly_once=made.exactly_once, parts=parts or Parts(),
         )  # fmt: skip
-        for topic, count in (("in", made.partitions), ("d.alerts", 1), ("d.rejects", 1)):
-            self.world.broker.create(topic, count)
-        self.world.broker.create("audit", 1)
-        self.places = [Partition("in", n) for n in range(made.partitions)]
+        for topic in made.spec.inputs:
+            self.world.broker.create(topic, made.partitions)
+        for topic in ("d.alerts", "d.rejects", "audit"):
+            self.world.broker.create(topic, 1)
+        self.places = [Partition(t, n) for t in made.spec.inputs for n in range(made.partitions)]
         self.lanes = assign.lanes(self.places, made.lanes)
         self.inputs: dict[Partition, list[Entry]] = {p: [] for p in self.places}
+        self.judged: list[Judged] = []
+        self._flows: dict[int, tuple[int, Flow]] = {}  # kept, so that an id names one
+        self._lanes: list[tuple[str, Lane]] = []
 
     def run(self) -> History:
         """From the first record until everything is drained, or time is over."""
+        with small(self.setup):
+            return self._run()
+
+    def _run(self) -> History:
         world, made = self.world, self.setup
         take_away = put_in_place(world)
-        newest = checkpoint.newest
+        newest, finish, alive = checkpoint.newest, Flow.finish, Lane.run
         try:
             checkpoint.newest = self._watched(newest)
+            Flow.finish, Lane.run = self._heard(finish), self._met(alive)
             self._deploy(made.lanes)
             Feeder(world, made)
             Weather(self)
@@ -333,7 +234,7 @@ class Life:
             return self._history(drained)
         finally:
             self._bury()
-            checkpoint.newest = newest
+            checkpoint.newest, Flow.finish, Lane.run = newest, finish, alive
             take_away()
 
     def _deploy(self, lanes: int) -> None:
@@ -343,8 +244,8 @@ class Life:
         spec = replace(made.spec, lanes=len(self.lanes))
         fencing.declare(self.world.store.blobs, spec)
         self.control = Control(
-            self.world, Detection(spec, self.lanes, VERSIONS[0]), owners=made.owners,
-            scorers=made.scorers, versions=VERSIONS, standby=made.standby,
+            self.world, Detection(spec, self.lanes, made.versions[0]), owners=made.owners,
+            scorers=made.scorers, versions=made.versions, standby=made.standby,
         )  # fmt: skip
 
     def _deploy_anew(self) -> None:
@@ -376,7 +277,7 @@ class Life:
         """Whether all is committed, rollouts are over, and nobody is frozen any more."""
         hub, broker = self.world.hub, self.world.broker
         kept = broker.groups.get(self.setup.spec.group, {})
-        parts = {p: broker.topics["in"][p.number] for p in self.places}
+        parts = self._parts()
         stands = {p: c.offset for p, c in kept.items()}
         if not self.setup.exactly_once:  # who is not fenced may take it back: see check.forward
             stands = self._highest()
@@ -389,6 +290,10 @@ class Life:
         late = hub.now_ns < frozen + AFTER_S * 1e9
         self._over = at_end and not rolling and not pending and not late
         hub.at(LOOK_S, self._look)
+
+    def _parts(self) -> dict[Partition, Part]:
+        """What is read, and who holds it."""
+        return {p: self.world.broker.topics[p.topic][p.number] for p in self.places}
 
     def _highest(self) -> dict[Partition, int]:
         """The highest offset that was ever committed of each partition."""
@@ -415,16 +320,46 @@ class Life:
 
         return look
 
+    def _met(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Notes which lanes there were."""
+
+        def begin(lane: Lane) -> None:
+            assert self.world.hub.current is not None
+            self._lanes.append((self.world.hub.current.process.name, lane))
+            run(lane)
+
+        return begin
+
+    def _heard(self, finish: Callable[..., Said]) -> Callable[..., Said]:
+        """Notes what was decided of each record, and in which order they were read."""
+
+        def look(flow: Flow, batch: Batch, scores: Any) -> Said:
+            said = finish(flow, batch, scores)
+            assert self.world.hub.current is not None
+            number, _ = self._flows.setdefault(id(flow), (len(self._flows), flow))
+            records, decided = batch.records, said.decided
+            bits = np.zeros((0, 4)) if decided is None else decided_bits(batch, decided)
+            rejected = [(flow.partitions[r.partition], r.offset) for r in records.rejects]
+            self.world.told("judged", len(self.judged))
+            self.judged.append(Judged(
+                number, self.world.hub.current.process.name, flow.partitions, records.partition,
+                records.offset, bits, rejected,
+            ))  # fmt: skip
+            return said
+
+        return look
+
     def retain(self) -> None:
         """Retention takes what no snapshot and no lane needs any more."""
         group = self.world.broker.groups.get(self.setup.spec.group, {})
-        lows = {p: self.world.broker.topics["in"][p.number].low for p in self.places}
+        parts = self._parts()
+        lows = {p: part.low for p, part in parts.items()}
         for number, places in self.lanes.items():
             stored = self._stored(number)
             for place in places:
                 if stored is None or place not in group:
                     continue
-                part = self.world.broker.topics["in"][place.number]
+                part = parts[place]
                 before = min(stored.get(place, 0), group[place].offset)
                 if before > lows[place]:
                     self.inputs[place] += [e for e in part.entries if e.offset < before]
@@ -441,7 +376,7 @@ class Life:
 
     def _history(self, drained: bool) -> History:
         broker = self.world.broker
-        parts = {p: broker.topics["in"][p.number] for p in self.places}
+        parts = self._parts()
         said = {
             topic: [e for e in broker.topics[topic][0].entries if e.offset < part.stable]
             for topic in ("d.alerts", "d.rejects", "audit")
@@ -452,7 +387,8 @@ class Life:
             {p: self.inputs[p] + part.entries for p, part in parts.items()},
             {p: part.end for p, part in parts.items()},
             dict(broker.groups.get(self.setup.spec.group, {})),
-            said, drained, self.world.hub.seconds(), self.world.hub.steps,
+            said, drained, self.world.hub.seconds(), self.world.hub.steps, self.judged,
+            [(name, e.partitions, e.stats.tally, e.stats.late) for name, e in self._lanes],
         )  # fmt: skip
 
     def _bury(self) -> None:
@@ -467,8 +403,3 @@ class Life:
             process.alive = False
             process.mourners = []
             hub._bury(process)
-
-
-def text_of(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Values as JSON objects."""
-    return [json.loads(e.value or b"{}") for e in entries]

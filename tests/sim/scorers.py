@@ -10,8 +10,9 @@ import numpy as np
 
 from raywatch.actors.pool import ScorerGone
 from raywatch.actors.scorer import ScorerReport
+from raywatch.models.registry import build, shipped
 from raywatch.models.robustz import RobustZ
-from raywatch.models.scorer import ModelSpec, Scores, Segments, describe
+from raywatch.models.scorer import ModelSpec, Scorer, Scores, Segments, describe
 from sim.faults import Plan
 from sim.hub import Hub, Process, Task
 
@@ -29,7 +30,11 @@ class Steeper(RobustZ):
         return Scores({"z": steep}, scores.expected, scores.lag, self.version)
 
 
-MODELS = {VERSIONS[0]: RobustZ(VERSIONS[0]), VERSIONS[1]: Steeper(VERSIONS[1])}
+PAYMENTS = build(shipped("payments"))  # asked for its name only: lanes score payments themselves
+PAID = PAYMENTS.version
+MODELS: dict[str, Scorer] = {
+    VERSIONS[0]: RobustZ(VERSIONS[0]), VERSIONS[1]: Steeper(VERSIONS[1]), PAID: PAYMENTS,
+}  # fmt: skip
 SPECS: dict[str, ModelSpec] = {version: describe(model) for version, model in MODELS.items()}
 
 

@@ -46,8 +46,9 @@ def story(history: History, violations: Sequence[Violation]) -> list[str]:
     """What happened, line by line; then what it broke."""
     made = history.setup
     mode = "exactly once" if made.exactly_once else "at least once"
+    of = f", labels {made.spec.labels_delay_s:.2f} s later" if made.spec.labels else ""
     shape = (
-        f"{made.partitions} partitions in {len(history.lanes)} lanes on {made.owners} owners, "
+        f"{made.partitions} partitions{of} in {len(history.lanes)} lanes on {made.owners} owners, "
         f"{made.scorers} scorers, batches of {made.spec.batch_records}, {mode}; "
         f"faults stop after {made.quiet_s:.1f} s"
     )
@@ -69,8 +70,8 @@ def story(history: History, violations: Sequence[Violation]) -> list[str]:
 
 
 def _places(offsets: dict[Partition, Any]) -> str:
-    shown = [f"{p.number}: {getattr(each, 'offset', each)}" for p, each in offsets.items()]
-    return ", ".join(shown)
+    shown = {p.number if p.topic == "in" else str(p): each for p, each in offsets.items()}
+    return ", ".join(f"{name}: {getattr(each, 'offset', each)}" for name, each in shown.items())
 
 
 SENTENCES: dict[str, Callable[..., str]] = {

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from raywatch.actors.store import MemoryStore
 from raywatch.models.errors import Unreachable
-from sim.client import LONG_S
 from sim.faults import Fault, Plan
 from sim.hub import Hub, Process
+from sim.network import LONG_S
 
 
 class SimStore:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from raywatch.actors import kafka, kafka_rules, lane, owner, saving
+from raywatch.actors import joining, kafka, kafka_rules, lane, owner, saving
 from raywatch.actors.kafka import KafkaLog
 from raywatch.actors.owner import Owner, OwnerReport, Roster
 from raywatch.actors.pool import Members
@@ -24,9 +24,10 @@ from raywatch.cluster.keeper import Keeper
 from raywatch.cluster.runtime import Post
 from sim.broker import Broker
 from sim.client import AdminClient as SimAdmin
-from sim.client import KafkaException, Network, library
+from sim.client import library
 from sim.faults import Plan
 from sim.hub import Hub, Process, SimClock, SimThreads, waiting
+from sim.network import KafkaException, Network
 from sim.scorers import SimMember, SimScorer
 from sim.store import SimStore
 
@@ -481,7 +482,7 @@ def put_in_place(world: World) -> Callable[[], None]:
         "wait": waiting(world.hub),
         "_rss_bytes": lambda: 0,
     }
-    modules = (kafka, kafka_rules, lane, owner, saving)
+    modules = (joining, kafka, kafka_rules, lane, owner, saving)
     found = [(module, name) for module in modules for name in MACHINE if hasattr(module, name)]
     kept = [(module, name, getattr(module, name)) for module, name in found]
     for module, name, _ in kept:
