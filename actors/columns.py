@@ -3,6 +3,8 @@
 In text columns a number may stand for a time, and the words of NULLS for nothing.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from raywatch.actors.names import PARTS_MAX, Names, names_in, steps
 from raywatch.actors.scan import iso_column
 from raywatch.models.errors import ConfigError
 from raywatch.models.scorer import F64, I64, U8
@@ -18,6 +21,40 @@ MASK = NDArray[np.bool_]
 pc: Any = pyarrow.compute  # its functions are made when it is imported: unknown to checkers
 NULLS = ("", "-", "na", "n/a", "nan", "nil", "none", "null", "#n/a")  # in small letters
 NUMBER = r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^-?(?i:inf(inity)?)$"
+
+
+def names_of(schema: pa.Schema) -> Names:
+    """Columns, and what can be reached in structs."""
+    return replace(names_in([_tree(schema, PARTS_MAX)]), top=tuple(schema.names))
+
+
+def _tree(fields: Iterable[pa.Field], levels: int) -> dict[str, object]:
+    """A schema as a record would have it: structs are objects."""
+    return {
+        field.name: _tree(field.type, levels - 1)
+        if levels and pa.types.is_struct(field.type)
+        else None
+        for field in fields
+    }
+
+
+def column_of(block: pa.RecordBatch, name: str) -> pa.Array:
+    """The column that a name means (names.py); null where a struct on the way is.
+
+    Raises ConfigError where a struct has two fields of one name.
+    """
+    if name in block.schema.names:
+        return block.column(name)
+    column: Any = block.to_struct_array()
+    for part, rest in steps(name):
+        names = [field.name for field in column.type]
+        step = rest if rest in names else part
+        if names.count(step) > 1:
+            raise ConfigError(f"column `{name}` is there twice", hint="rename one of them")
+        column = pc.struct_field(column, [names.index(step)])
+        if step == rest:
+            break
+    return column
 
 
 def nulls(column: pa.Array) -> MASK:

@@ -4,6 +4,8 @@ The compiled scanner (scan.py) reads what it is certain of; each record it asks 
 full parser, alone, so one bad record costs no other. Both give the same columns for the same
 bytes: which of them read a record cannot be seen from the result.
 
+Which field a name means is said in names.py.
+
 What counts: numbers are JSON numbers (true is none, "12" is none), rounded to float64; a key is a
 string or an integer, which stands for its decimal text; a time is a number of epoch milliseconds,
 cut to whole ones, or ISO 8601 text. A word is a string, an integer (its decimal text), or `true` or
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from raywatch.actors.grammar import QUOTE, TIME_MAX_MS, ZEROS, iso_ms_of
 from raywatch.actors.labels import LABELS, unfinished
+from raywatch.actors.names import value_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject, empty_records
 from raywatch.actors.scan import ASK, OK, Scanned, hash_of, scan, wanted
@@ -186,22 +189,25 @@ def _full(
 ) -> tuple[bytes, int, list[float], list[bytes]]:
     """One record by the full parser: key, time, channels, words. Raises _Bad."""
     fields = _object(value, spec.bytes_max)
-    key = (kafka_key or b"") if spec.key is None else _key(spec.key, fields.get(spec.key))
+    key = (kafka_key or b"") if spec.key is None else _key(spec.key, value_of(fields, spec.key))
     if not 1 <= len(key) <= spec.key_bytes_max:
         shown = cut(key.decode("utf-8", "replace"))
         words = f"has {len(key)} bytes, not 1 to {spec.key_bytes_max}"
         raise _Bad("bad key", f"`{shown}` {words}", words)
-    time_ms = log_ms if spec.time is None else _time_ms(spec.time, fields.get(spec.time))
+    time_ms = log_ms if spec.time is None else _time_ms(spec.time, value_of(fields, spec.time))
     if not 0 <= time_ms <= TIME_MAX_MS:
         words = "is not between 1970 and 2200"
         raise _Bad("bad time", f"`{time_ms}` ms {words}", words)
     if 0 <= log_ms < time_ms - spec.ahead_max_ms:
         words = f"is {time_ms - log_ms} ms ahead of the log's `{log_ms}`"
         raise _Bad("bad time", f"`{time_ms}` {words}", "is ahead of the log's")
-    values = [_channel(name, fields.get(name)) for name in spec.values]
+    values = [  # a call less for each that is there
+        _channel(name, fields[name] if name in fields else value_of(fields, name))
+        for name in spec.values
+    ]
     line = len(spec.words) if spec.message is not None else -1
     texts = [
-        (_line if at == line else _word)(name, fields.get(name))
+        (_line if at == line else _word)(name, value_of(fields, name))
         for at, name in enumerate(spec.texts)
     ]
     if all(map(math.isnan, values)) and not any(texts):

@@ -13,11 +13,10 @@ columns (CSV), a number may stand for a time, and the words of columns.NULLS for
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -27,8 +26,10 @@ from numpy.typing import NDArray
 
 from raywatch.actors.bare_lines import decode_lines
 from raywatch.actors.columns import (
+    column_of,
     is_line,
     is_word,
+    names_of,
     no_use,
     nulls,
     numbers,
@@ -39,6 +40,7 @@ from raywatch.actors.decode import cut, decode
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.labels import kinds
+from raywatch.actors.names import Names, expand, is_pattern, names_in, parsed
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject
@@ -133,53 +135,21 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
     fixed = [name for name in (spec.key, spec.time) if name is not None]
     for name in fixed:
         if name not in names:
-            raise _no_column(name, names, path)
-    known = list(names)
+            raise names.none(name, path)
     fixed += [name for name in spec.pseudonymise if name not in fixed]
-    if _kind(path) == "lines" and any(value in names for value in spec.values):
-        known += [value for value in spec.values if value not in names and not _pattern(value)]
     lost = [text for text in spec.texts if text not in names]
     found = any(name in names for name in (*spec.texts, *spec.values))
     if lost and not (found and _kind(path) == "lines"):
-        raise _no_column(lost[0], names, path)
+        raise names.none(lost[0], path)
+    known = names
+    if _kind(path) == "lines" and any(value in names for value in spec.values):
+        later = [each for each in spec.values if each not in names and not is_pattern(each)]
+        known = replace(names, top=(*names.top, *later))
     values = expand(spec.values, known, aside=fixed, path=path)
     for name in (*fixed, *values, *spec.texts):
-        if names.count(name) > 1:
+        if names.top.count(name) > 1:
             raise ConfigError(f"`{path}` has two columns `{name}`", hint="rename one of them")
     return replace(spec, values=values)
-
-
-def expand(
-    values: Sequence[str],
-    names: Sequence[str],
-    *,
-    aside: Sequence[str] = (),
-    path: Path | None = None,
-) -> tuple[str, ...]:
-    """Replace patterns (`x*`) by the names they match, in the order of `names`, each name once.
-
-    A value that is itself a name means that name. No pattern means a name in `aside` (the key's,
-    the time's). Raises ConfigError where nothing matches, which names the file at `path`.
-    """
-    found: dict[str, None] = {}
-    for value in values:
-        matches = [value] if value in names else []
-        if not matches and _pattern(value):
-            matches = [n for n in names if n not in aside and fnmatchcase(n, value)]
-        if not matches:
-            raise _no_column(value, names, path)
-        found.update(dict.fromkeys(matches))
-    return tuple(found)
-
-
-def _pattern(value: str) -> bool:
-    return any(sign in value for sign in "*?[")
-
-
-def _no_column(name: str, names: Sequence[str], path: Path | None) -> ConfigError:
-    shown = ", ".join(f"`{each}`" for each in names) or "none"
-    where = "" if path is None else f"`{path}`: "
-    return ConfigError(f"{where}no column `{name}`", hint=f"columns are {cut(shown)}")
 
 
 def _must_be_lines(path: Path) -> None:
@@ -220,39 +190,26 @@ def _reading(path: Path) -> Generator[None]:
         ) from error
 
 
-def columns_of(path: Path) -> list[str]:
-    """Columns of a file, in its order. Raises ConfigError."""
+def columns_of(path: Path) -> Names:
+    """Columns of a file, in its order, and what is in them. Raises ConfigError."""
     with _reading(path):
-        return _names(path)
+        match _kind(path):
+            case "parquet":
+                with pq.ParquetFile(path) as file:
+                    return names_of(file.schema_arrow)
+            case "csv":
+                with _csv(path, None) as reader:
+                    return Names(tuple(reader.schema.names))
+            case _:
+                return _line_names(path)
 
 
-def _names(path: Path) -> list[str]:
-    """Columns of a file, in its order."""
-    match _kind(path):
-        case "parquet":
-            with pq.ParquetFile(path) as file:
-                return list(file.schema_arrow.names)
-        case "csv":
-            with _csv(path, None) as reader:
-                return list(reader.schema.names)
-        case _:
-            return _line_names(path)
-
-
-def _line_names(path: Path) -> list[str]:
+def _line_names(path: Path) -> Names:
     """Names in the first lines that are objects."""
-    names: dict[str, None] = {}
+    limit = RecordSpec(values=()).bytes_max
     with path.open("rb") as file:
-        for _ in range(SAMPLE):
-            line = file.readline(RecordSpec(values=()).bytes_max)
-            if not line:
-                break
-            try:
-                fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-            except (ValueError, RecursionError):
-                continue
-            names.update(dict.fromkeys(fields))
-    return list(names)
+        lines = iter(lambda: file.readline(limit), b"")
+        return names_in(parsed(islice(lines, SAMPLE)))
 
 
 # ---- lines: JSON, and such without fields
@@ -395,7 +352,7 @@ class _Rows:
         self.good &= ~bad
 
     def _column(self, name: str) -> pa.Array:
-        column: Any = self.block.column(name)
+        column: Any = column_of(self.block, name)
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
     def _key(self) -> tuple[U8, I64, I32]:

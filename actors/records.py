@@ -20,7 +20,7 @@ LINE = "line"  # what the line of a record goes by that has no fields
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """Which fields of a record are what. Fields are top-level names of a JSON object."""
+    """Which fields of a record are what. Names of fields: see names.py."""
 
     values: tuple[str, ...]  # C channels, in this order
     key: str | None = None  # None: the Kafka key is the key

@@ -7,8 +7,12 @@ provably right, keys that are strings without escapes or integers, words that ar
 (decode.py) has the last word. So it may be ignorant, but never wrong. Fields nobody wants are
 validated like the others, nested ones up to DEPTH_MAX levels.
 
+Objects that wanted names reach into (names.py) are read like the record itself: each has names of
+its own to look for. A field that is there in both ways, and such an object that comes twice, is one
+to ASK about.
+
 Records of a stream mostly name the same fields in the same order: the names of the record before
-are compared first.
+are compared first, those in entered objects included.
 """
 
 import math
@@ -40,6 +44,7 @@ from raywatch.actors.grammar import (
     string,
     word_at,
 )
+from raywatch.actors.names import steps
 from raywatch.models.scorer import F64, I32, I64, U8
 
 GRAMMAR = "da93e69f72a6"  # SHA-256 of grammar.py, its beginning: new code there, a new cache here
@@ -55,11 +60,17 @@ LAYOUT_MAX = 1_024  # fields a record may have; their names are remembered
 
 
 class Wanted(NamedTuple):
-    """The fields to be read, as arrays a kernel can look at; see `wanted`."""
+    """The fields to be read, as arrays a kernel can look at; see `wanted`.
 
-    names: U8  # all names, back to back, in UTF-8
-    begin: I64  # (F,)
-    size: I64  # (F,)
+    Object 0 is the record, others are those that names reach into.
+    """
+
+    text: U8  # all names of all objects, back to back, in UTF-8
+    # (E, 3) begin and size of each name, and its goal: the number of a wanted field, or F and that
+    # of the object it leads into.
+    names: I64
+    first: I64  # (O + 1,) object o has the names in [first[o], first[o + 1])
+    outer: I64  # (O,) the object around it
     role: I64  # (F,) KEY, TIME, or the number of the channel; words count on behind channels
 
 
@@ -84,50 +95,71 @@ def wanted(
     roles = [(key, KEY)] if key is not None else []
     roles += [(time, TIME)] if time is not None else []
     roles += [(name, channel) for channel, name in enumerate((*values, *words))]
-    names = [name.encode("utf-8", "surrogatepass") for name, _ in roles]
-    if len(set(names)) != len(names):
+    if len({name for name, _ in roles}) != len(roles):
         return None
-    size = np.array([len(name) for name in names], np.int64)
+    inside: list[dict[str, int]] = [{}]  # of each object: name, and its goal
+    ways, outer = dict[tuple[int, str], int](), [0]
+    for field, (name, _) in enumerate(roles):
+        at = 0
+        for part, rest in steps(name):
+            inside[at][rest] = field
+            if rest == part:
+                break
+            if (at, part) not in ways:
+                ways[at, part] = len(inside)
+                inside.append({})
+                outer.append(at)
+            at = ways[at, part]
+    for (at, part), inner in ways.items():
+        inside[at].setdefault(part, len(roles) + inner)  # a field that is wanted itself is no way
+    texts = [name.encode("utf-8", "surrogatepass") for each in inside for name in each]
+    size = np.array([len(text) for text in texts], np.int64)
+    goals = np.array([goal for each in inside for goal in each.values()], np.int64)
     return Wanted(
-        names=np.frombuffer(b"".join(names) + b"\0", np.uint8),
-        begin=np.cumsum(size) - size,
-        size=size,
+        text=np.frombuffer(b"".join(texts) + bytes(ZEROS), np.uint8),
+        names=np.stack((np.cumsum(size) - size, size, goals), axis=1),
+        first=np.cumsum([0, *map(len, inside)]),
+        outer=np.array(outer, np.int64),
         role=np.array([role for _, role in roles], np.int64),
     )
 
 
 @njit(cache=True, nogil=True)
 def _same(p: int, q: int, size: int) -> bool:
-    """Whether `size` bytes at p and q are equal; those at q hold no zero byte."""
-    k = 0
-    while k < size and byte_at(p + k) == byte_at(q + k):
-        k += 1
-    return k == size
+    """Whether `size` bytes at p and q, at least one, are equal; those at q hold no zero byte.
+
+    Behind the first zero byte at p, and behind what is at q, seven more may be read.
+    """
+    while size > 8:
+        if word_at(p) != word_at(q):
+            return False
+        p, q, size = p + 8, q + 8, size - 8
+    return (word_at(p) ^ word_at(q)) << np.uint64(64 - 8 * size) == np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
-def _name(p: int, place: int, names: U8, name_begin: I64, name_size: I64, layout: I64) -> int:
-    """Read the name at p, the record's field number `place`, into the layout.
+def _name(
+    p: int, place: int, inside: int, first: int, end: int, text: int, names: I64, layout: I64
+) -> int:
+    """Read the name at p, the record's number `place`, in object `inside`, into the layout.
 
-    Returns the number of the wanted field, UNWANTED, or ASK_NAME.
+    That object has `names[first:end]` (see Wanted). Returns a goal, UNWANTED, or ASK_NAME.
     """
     if byte_at(p) != QUOTE:
         return ASK_NAME
-    end, escaped = string(p + 1)
-    if end < 0 or escaped:
+    quote, escaped = string(p + 1)
+    if quote < 0 or escaped:
         return ASK_NAME
-    behind = space(end + 1)
+    behind = space(quote + 1)
     if byte_at(behind) != COLON:
         return ASK_NAME
     layout[place, 0], layout[place, 1], layout[place, 2] = p, behind + 1 - p, UNWANTED
-    for field in range(name_size.shape[0]):
-        if name_size[field] == end - p - 1:
-            known, k = name_begin[field], 0
-            while k < name_size[field] and byte_at(p + 1 + k) == names[known + k]:
-                k += 1
-            if k == name_size[field]:
-                layout[place, 2] = field
-                break
+    layout[place, 3] = inside
+    for entry in range(first, end):
+        size = names[entry, 1]
+        if size == quote - p - 1 and (size == 0 or _same(p + 1, text + names[entry, 0], size)):
+            layout[place, 2] = names[entry, 2]
+            break
     return layout[place, 2]
 
 
@@ -228,30 +260,27 @@ def _word(p: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
-    base: int,
-    begin: I64,
-    size: I64,
-    names: U8,
-    name_begin: I64,
-    name_size: I64,
-    role: I64,
-    key_bytes_max: int,
-    status: U8,
-    time_ms: I64,
-    values: F64,
-    key_begin: I64,
-    key_size: I32,
-    word_begin: I64,
-    word_size: I32,
+def _skip(p: int, before: int, size: int) -> int:
+    """Position behind the value at p, or -1; a list or an object may be the same as one before."""
+    if byte_at(p) != OPEN and byte_at(p) != OPEN_LIST:
+        return scalar(p)
+    return p + size if size > 0 and _same(p, before, size) else nested(p)
+
+
+@njit(cache=True, nogil=True)
+def _scan(  # noqa: PLR0912, PLR0915 - one loop, its state in locals: see grammar.py
+    base: int, begin: I64, size: I64, fields: Wanted, key_bytes_max: int, out: Scanned
 ) -> None:
-    # The record before: address and size of each name (quotes and colon included), wanted field.
-    layout, known = np.empty((LAYOUT_MAX, 3), np.int64), 0
-    seen = np.full(role.shape[0], -1, np.int64)  # the last record that had the field
+    text, names, first, outer, role = fields
+    status, time_ms, values, key_begin, key_size, word_begin, word_size, _, _ = out
+    # The record before: address and size of each name (quotes and colon included), its goal, its
+    # object, address and size of a value that nobody wanted.
+    layout = np.full((LAYOUT_MAX, 6), -1, np.int64)
+    seen = np.full(role.shape[0] + outer.shape[0], -1, np.int64)  # the last record with the goal
     singles_all = (role < 0).sum()
     for index in range(begin.shape[0]):
         status[index] = ASK
-        place, singles, channels = 0, 0, 0
+        place, singles, channels, inside = 0, 0, 0, 0
         p = space(base + begin[index])
         if byte_at(p) != OPEN:
             continue
@@ -259,39 +288,47 @@ def _scan(  # noqa: PLR0912 - one loop, its state in locals: see grammar.py
             p = space(p + 1)
             if place == LAYOUT_MAX:
                 break
-            if place < known and _same(p, layout[place, 0], layout[place, 1]):
+            if layout[place, 3] == inside and _same(p, layout[place, 0], layout[place, 1]):
                 field = layout[place, 2]
             else:
-                field = _name(p, place, names, name_begin, name_size, layout)
+                begins, ends = first[inside], first[inside + 1]
+                field = _name(p, place, inside, begins, ends, text.ctypes.data, names, layout)
                 if field == ASK_NAME:
                     break
-                known = max(known, place + 1)
             p = space(p + layout[place, 1])
             place += 1
             if field == UNWANTED:
-                p = nested(p) if byte_at(p) == OPEN or byte_at(p) == OPEN_LIST else scalar(p)
+                at, p = p, _skip(p, layout[place - 1, 4], layout[place - 1, 5])
+                layout[place - 1, 4], layout[place - 1, 5] = at, p - at
             elif seen[field] == index:
                 break
             else:
                 seen[field] = index
-                if role[field] >= values.shape[1]:
+                if field >= role.shape[0]:
+                    if byte_at(p) == OPEN and byte_at(space(p + 1)) != CLOSE:
+                        inside = field - role.shape[0]
+                        continue
+                    p = _skip(p, p, 0)
+                elif role[field] >= values.shape[1]:
                     word = role[field] - values.shape[1]
-                    p, text, length = _word(p)
-                    word_begin[index, word], word_size[index, word] = text - base, length
+                    p, at, length = _word(p)
+                    word_begin[index, word], word_size[index, word] = at - base, length
                     channels += abs(length)
                 elif role[field] >= 0:
                     p, values[index, role[field]], present = _channel(p)
                     channels += present
                 elif role[field] == KEY:
                     singles += 1
-                    p, text, key_size[index] = _key(p, key_bytes_max)
-                    key_begin[index] = text - base
+                    p, at, key_size[index] = _key(p, key_bytes_max)
+                    key_begin[index] = at - base
                 else:
                     singles += 1
                     p, time_ms[index] = _time(p)
             if p < 0:
                 break
             p = space(p)
+            while inside and byte_at(p) == CLOSE:
+                inside, p = outer[inside], space(p + 1)
             if byte_at(p) != COMMA:
                 whole = byte_at(p) == CLOSE and space(p + 1) == base + begin[index] + size[index]
                 if whole and channels > 0 and singles == singles_all:
@@ -328,7 +365,7 @@ def scan(
         more=np.zeros(0, np.uint8),
     )
     base = buf.ctypes.data
-    _scan(base, begin, size, *fields, key_bytes_max, *out[:-2])
+    _scan(base, begin, size, fields, key_bytes_max, out)
     if not words:
         return out
     flat = out.word_begin.reshape(-1), out.word_size.reshape(-1), out.words.reshape(-1)

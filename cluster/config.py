@@ -8,13 +8,14 @@ config can show one. docs/configuration.md is generated from here (cluster/refer
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raywatch.actors.names import Names
 from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.page_spec import PageSpec, is_loopback
@@ -332,7 +333,7 @@ class Config(Settings):
         raise ConfigError(f"no detector is named `{name}`", hint=f"there are {known}")
 
     def spec(
-        self, detector: str = "", fields: Sequence[str] | None = None, *, unsettled: bool = False
+        self, detector: str = "", fields: Names | None = None, *, unsettled: bool = False
     ) -> DetectorSpec:
         """What a lane must know of a detector. Raises ConfigError.
 

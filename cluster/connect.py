@@ -4,12 +4,12 @@ Clients are imported when they are needed: a command that only reads the config 
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from raywatch.actors.kafka_security import Right, Rights
+from raywatch.actors.names import Names, names_in, parsed
 from raywatch.actors.ports import Fetched, Log, Partition
 from raywatch.cluster.config import Config, Detector
 from raywatch.models.errors import ConfigError
@@ -69,19 +69,19 @@ def must_see(log: Log, topic: str) -> None:
         rights.ask(Right("topic", topic, "Read"), "it is not there, or not to be seen")
 
 
-def sample_fields(log: Log, detector: Detector) -> list[str]:
+def sample_fields(log: Log, detector: Detector) -> Names:
     """Names of the fields with numbers in the newest records of a detector's topics.
 
     Patterns in `record.values` are settled with it, once, when the service starts. Empty when no
     record could be read within SAMPLE_WAIT_S. Raises Unreachable.
     """
     fetched = newest(log, partitions_of(log, detector.topics))
-    found: dict[str, None] = {}
-    for value in [] if fetched is None else fetched.values:
-        for name, each in _object(value).items():
-            if isinstance(each, int | float) and not isinstance(each, bool):
-                found[name] = None
-    return sorted(found)
+    found = names_in(parsed([] if fetched is None else fetched.values), only=_number)
+    return Names(tuple(sorted(found.top)), tuple(sorted(found.inner)))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def newest(log: Log, partitions: Sequence[Partition], *, keys: bool = False) -> Fetched | None:
@@ -107,11 +107,3 @@ def newest(log: Log, partitions: Sequence[Partition], *, keys: bool = False) -> 
     finally:
         source.close()
     return joined(parts)
-
-
-def _object(value: bytes | None) -> dict[str, Any]:
-    try:
-        found = json.loads(value or b"null")
-    except (ValueError, RecursionError):
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}

@@ -4,11 +4,11 @@ As in schema.py, every setting has a default, a unit, a bound and a description.
 """
 
 import re
-from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raywatch.actors.names import Names, expand, is_pattern
 from raywatch.actors.records import LINE, RecordSpec
 from raywatch.cluster.secret import Secret, Settings
 from raywatch.models.errors import ConfigError
@@ -21,7 +21,7 @@ _FIELDS = ("values", "words", "message", "session", "key", "time", "id", "label"
 
 
 class Record(Settings):
-    """Which fields of a record are what."""
+    """Which fields of a record are what; what a name means: actors/names.py."""
 
     format: Literal["json", "text"] = Field(
         default="json",
@@ -33,8 +33,8 @@ class Record(Settings):
         default=(),
         max_length=CHANNELS_MAX,
         description="Fields with numbers, one or a list; each is a channel. `x*` stands for all "
-        "fields that match, in natural order (`x2` before `x10`), settled once at start. Needed, "
-        "unless there are `words`.",
+        "fields that match, in natural order (`x2` before `x10`), settled once at start; fields of "
+        "objects, where the pattern has a dot. Needed, unless there are `words`.",
     )
     words: tuple[str, ...] = Field(
         default=(),
@@ -156,9 +156,7 @@ class Record(Settings):
 
     @model_validator(mode="after")
     def _disguised(self) -> Self:
-        for name in self.pseudonymise:
-            if name in self.values or name == self.time:
-                raise ValueError(f"`{name}` is scored as it is: no pseudonym can stand for it")
+        self._hidden_whole()
         if self.session is not None and self.message is None:
             raise ValueError("`session` needs `message`: a session is judged by its lines")
         if self.message is not None and (self.values or self.words):
@@ -176,6 +174,21 @@ class Record(Settings):
             raise ValueError("`pseudonym_key` and the key in `pseudonymise` belong together")
         return self
 
+    def _hidden_whole(self) -> None:
+        """Raises ValueError for a name that does not hide what it says."""
+        plain = [each for each in (self.time, *self.values) if each is not None]
+        texts = (self.key, self.message, self.session, self.id, self.label, self.error, *self.words)
+        read = (*plain, *(each for each in texts if each is not None))
+        for name in self.pseudonymise:
+            inside = [] if name in read else [each for each in read if each.startswith(f"{name}.")]
+            for each in (name, *inside):
+                if each in plain:
+                    raise ValueError(f"`{each}` is scored as it is: no pseudonym can stand for it")
+                if each not in self.pseudonymise:
+                    raise ValueError(
+                        f"`{each}` lies inside of `{name}`: name it in `pseudonymise` as well"
+                    )
+
     @property
     def line(self) -> str | None:
         """What the log line goes by, None where records have none."""
@@ -184,7 +197,7 @@ class Record(Settings):
     @property
     def patterns(self) -> bool:
         """Whether `values` names patterns, so that the fields of a record must be known."""
-        return any(_is_pattern(value) for value in self.values)
+        return any(is_pattern(value) for value in self.values)
 
     @property
     def of_payments(self) -> bool:
@@ -197,24 +210,18 @@ class Record(Settings):
         """Whether it names what a call has."""
         return len(self.values) == 1 and 1 <= len(self.words) <= 2 and not self.patterns
 
-    def channels(self, fields: Sequence[str]) -> tuple[str, ...]:
+    def channels(self, fields: Names) -> tuple[str, ...]:
         """Names of the channels where records have these fields. Raises ConfigError."""
         if not self.patterns:
             return self.values
-        from raywatch.actors.files import expand  # here: it brings pyarrow
-
         fixed = [each for each in (self.key, self.time) if each is not None]
-        aside = [*fixed, *self.pseudonymise]
-        plain = [each for each in self.values if not _is_pattern(each)]  # may be missing for now
-        known = sorted({*fields, *plain}, key=_natural)
-        found = expand(self.values, known, aside=aside)
+        plain = [each for each in self.values if not is_pattern(each)]  # may be missing for now
+        top = sorted({*fields.top, *plain}, key=_natural)
+        known = Names(tuple(top), tuple(sorted(fields.inner, key=_natural)))
+        found = expand(self.values, known, aside=[*fixed, *self.pseudonymise])
         if len(found) > CHANNELS_MAX:
             raise ConfigError(f"{len(found)} channels match, at most {CHANNELS_MAX} are allowed")
         return found
-
-
-def _is_pattern(value: str) -> bool:
-    return any(each in value for each in "*?[")
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:

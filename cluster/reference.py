@@ -37,6 +37,23 @@ detectors:
 Unknown settings are errors. A unit is the last part of a name (`_ms`, `_s`, `_bytes`); where there
 is none, the setting counts records or things. Secrets are references: `{env: NAME}` or
 `{file: PATH}`; they are read when they are needed and shown nowhere.
+
+## Names of fields
+
+`host.name` means the record's field of exactly that name; where it has none, the field `name` of
+the object in its field `host`:
+
+```yaml
+record: {key: host.name, time: "@timestamp", values: [system.cpu.*, system.load.1]}
+```
+
+The same holds in each object for the rest of the name, so `attributes.http.route` is found in
+`{"attributes": {"http.route": "/"}}` as well. A dot is never part of a step (`{"a.b": {"c": 1}}`
+has no `a.b.c`), and lists are not entered: where null, a list or anything else that is no object
+stands on the way, the field is missing. A name that comes twice in an object means its last value.
+Files are read by the same rule: structs of Parquet are objects, columns of CSV have their names and
+nothing inside. A pattern with a dot (`system.cpu.*`, `*.pct`) matches fields inside of objects as
+well, one without does not. In alerts and rejects a field is called what it is called here.
 """
 
 COMMANDS_HEAD = """\

@@ -4,11 +4,11 @@ Every setting has a default (of `actors/spec.py` and `models/settings.py`, so th
 truth), a unit at the end of its name, a bound and a description. Knows no brokers and no secrets.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raywatch.actors.names import Names
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.fields import Record
@@ -306,7 +306,7 @@ class Detector(Settings):
         return MissingSettings(**given)
 
     def to_spec(
-        self, audit: str, fields: Sequence[str] | None = None, *, unsettled: bool = False
+        self, audit: str, fields: Names | None = None, *, unsettled: bool = False
     ) -> DetectorSpec:
         """As plain values. `fields` settles patterns. Raises ConfigError without them."""
         record = self.record
@@ -316,7 +316,7 @@ class Detector(Settings):
                 hint="write a record first, or name the fields",
             )
         settled = fields is not None or not record.patterns
-        channels = record.channels(fields or ()) if settled else record.values
+        channels = record.channels(fields or Names(())) if settled else record.values
         named: dict[str, Any] = {**dict(record), "values": channels, "message": record.line}
         del named["pseudonym_key"]  # revealed only for who decodes: Config.disguised
         return DetectorSpec(

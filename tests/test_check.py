@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raywatch.actors.names import Names
 from raywatch.actors.ports import Bounds, Committed, Fetched, Out, Partition
 from raywatch.cluster.commands import alerts, rejects
 from raywatch.cluster.commands.check import examine, exit_code
@@ -261,8 +262,30 @@ def test_an_alert_that_is_no_json_is_shown_and_not_dropped() -> None:
 def test_fields_are_learned_from_the_newest_records(config: Config) -> None:
     values = [b'{"host": "a", "cpu": 1, "up": true}', b'{"mem": 2.5}', b"[", b"3"]
     log = ListLog(records={E1: [Out("events", b"", value) for value in values]})
-    assert sample_fields(log, config.detectors[0]) == ["cpu", "mem"]
-    assert sample_fields(ListLog(), config.detectors[0]) == []
+    assert sample_fields(log, config.detectors[0]) == Names(("cpu", "mem"))
+    assert sample_fields(ListLog(), config.detectors[0]) == Names(())
+
+
+def test_fields_inside_of_objects_are_learned_for_patterns_with_a_dot(tmp_path: Path) -> None:
+    values = [
+        b'{"host": {"name": "a", "n": 1}, "cpu": {"user": {"pct": 1}, "idle": {"pct": 2.5}}}',
+        b'{"host": {"name": "b"}, "cpu": {"idle": {"pct": 3, "up": true}, "all": [1]}, "load": 1}',
+    ]
+    log = ListLog(records={E1: [Out("events", b"", value) for value in values]})
+    for pattern, found in (
+        ("cpu.*", ("cpu.idle.pct", "cpu.user.pct")), ("*", ("load",)), ("load", ("load",)),
+        ("*.n", ("host.n",)),
+    ):  # fmt: skip
+        text = LOCAL.read_text().replace("key: host", "key: host.name").replace("[cpu, mem]", "X")
+        (tmp_path / "it.yaml").write_text(text.replace("X", f"['{pattern}']"))
+        config = load(tmp_path / "it.yaml")
+        names = sample_fields(log, config.detectors[0])
+        assert names == Names(("load",), ("cpu.idle.pct", "cpu.user.pct", "host.n"))
+        assert config.spec("hosts", names).record.values == found
+    (tmp_path / "it.yaml").write_text(text.replace("X", "['pc*']"))
+    with pytest.raises(ConfigError, match=r"no column `pc\*`") as caught:
+        load(tmp_path / "it.yaml").spec("hosts", names)
+    assert "`cpu.idle.pct`" in caught.value.hint
 
 
 def test_an_embedded_log_cannot_be_reached_from_outside() -> None:
@@ -296,7 +319,7 @@ def test_check_lag_and_tails_work_against_real_brokers(
     log.write([Out(f"{name}.rejects", b"k", b"{x", headers)])
     log.write([Out(f"{name}.alerts", b"a", b'{"id": "a1", "key": "a", "at_ms": 0}')])
     try:
-        assert sample_fields(log, load(path).detectors[0]) == ["cpu", "mem"]
+        assert sample_fields(log, load(path).detectors[0]) == Names(("cpu", "mem"))
     finally:
         log.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raywatch.actors.names import Names
 from raywatch.actors.spec import DetectorSpec
 from raywatch.cluster.config import Config, load
 from raywatch.models.errors import EXIT_CHANGE, ConfigError
@@ -287,17 +288,17 @@ def test_two_detectors_may_not_share_name_or_group(tmp_path: Path) -> None:
 
 def test_patterns_take_matching_fields_in_natural_order(tmp_path: Path) -> None:
     config = load(write(tmp_path, SMALLEST.replace("[cpu, mem]", '["x*", mem]')))
-    fields = ["mem", "x10", "x2", "host", "ts", "y"]
+    fields = Names(("mem", "x10", "x2", "host", "ts", "y"))
     assert config.spec("hosts", fields).record.values == ("x2", "x10", "mem")
     with pytest.raises(ConfigError, match="no record was seen yet"):
         config.spec("hosts")
     with pytest.raises(ConfigError, match=r"no column `x\*`"):
-        config.spec("hosts", ["mem", "y"])
+        config.spec("hosts", Names(("mem", "y")))
 
 
 def test_the_key_and_the_time_are_never_channels(tmp_path: Path) -> None:
     config = load(write(tmp_path, SMALLEST.replace("[cpu, mem]", '"*"')))
-    assert config.spec("hosts", ["host", "ts", "cpu"]).record.values == ("cpu",)
+    assert config.spec("hosts", Names(("host", "ts", "cpu"))).record.values == ("cpu",)
 
 
 def test_a_detector_is_found_by_name_or_as_the_only_one(tmp_path: Path) -> None:

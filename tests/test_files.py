@@ -19,13 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raywatch.actors.files import (
-    FileBatch,
-    expand,
-    read_file,
-    read_series,
-    resolve,
-)
+from raywatch.actors.files import FileBatch, read_file, read_series, resolve
+from raywatch.actors.names import Names, expand
 from raywatch.actors.partitioner import murmur2, partitions_of
 from raywatch.actors.records import RecordSpec
 from raywatch.models.errors import ConfigError
@@ -241,7 +236,7 @@ def test_patterns_are_columns_in_the_order_of_the_file(tmp_path: Path) -> None:
         path = write(tmp_path, kind, rows)
         assert resolve(path, RecordSpec(("y", "x_*"), "key")).values == ("y", "x_10", "x_9")
         assert resolve(path, RecordSpec(("*",), "key", "y")).values == ("x_10", "x_9", "xa")
-    assert expand(["x?", "xa", "[ab]"], ["b", "xb", "xa", "[ab]"]) == ("xb", "xa", "[ab]")
+    assert expand(["x?", "xa", "[ab]"], Names(("b", "xb", "xa", "[ab]"))) == ("xb", "xa", "[ab]")
 
 
 @pytest.mark.parametrize("kind", KINDS)

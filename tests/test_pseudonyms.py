@@ -28,6 +28,7 @@ from raywatch.actors import checkpoint
 from raywatch.actors.backtest import backtest
 from raywatch.actors.decode import decode
 from raywatch.actors.flow import Flow
+from raywatch.actors.names import Names
 from raywatch.actors.partitioner import partition_of
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.pseudonyms import SECRET_BYTES_MIN, HmacKey, Pseudonyms
@@ -424,7 +425,11 @@ def test_patterns_never_mean_a_field_that_must_not_leave(tmp_path: Path) -> None
     text = CONFIG % "pseudonymise: [card]"
     (tmp_path / "it.yaml").write_text(text.replace("[cpu]", "['c*']"))
     config = load(tmp_path / "it.yaml")
-    assert config.spec("hosts", ["card", "cpu"]).record.values == ("cpu",)
+    assert config.spec("hosts", Names(("card", "cpu"))).record.values == ("cpu",)
+    (tmp_path / "it.yaml").write_text(text.replace("[cpu]", "['c*.*']"))
+    config, names = load(tmp_path / "it.yaml"), Names(("card.n",), ("card.age", "cpu.user"))
+    # A flat `card.n` is no part of a field `card`; who is `card.age` is.
+    assert config.spec("hosts", names).record.values == ("card.n", "cpu.user")
 
 
 def test_the_command_backtests_under_pseudonyms_and_refuses_without_the_key(

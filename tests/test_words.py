@@ -161,6 +161,16 @@ def test_one_word_is_enough_for_a_record_and_nothing_is_not() -> None:
     assert decoded(values, only).values.shape == (1, 0)
 
 
+def test_texts_are_shown_beside_the_keys_that_kafka_has() -> None:
+    values = [b'{"w":"tcp","x":1}', b'{"x":2,"w":"say \\"hi\\""}', b'{"w":"\\ud83d\\ude00"}'] * 20
+    place = np.zeros(60, np.int32), np.arange(60), np.full(60, 5)
+    keys: list[bytes | None] = [b"host-%d" % at for at in range(60)]
+    for spec in (RecordSpec(("x",), words=("w",)), RecordSpec((), message="w")):
+        records = decode(Fetched(*place, values=list(values), keys=keys), spec)
+        assert [records.key(at) for at in range(60)] == keys
+        assert [records.word(at, 0) for at in range(60)] == ["tcp", 'say "hi"', "\U0001f600"] * 20
+
+
 def test_a_word_may_be_the_key_or_a_channel_too() -> None:
     spec = RecordSpec(values=("x",), words=("k", "x"), key="k", time="t")
     records = decoded([b'{"k":"a","t":1,"x":7}'], spec)

@@ -33,6 +33,9 @@ RECORDS = (
     b'{"k":"a","t":1,"v":null,"w":"',
     b'{"k":"a","t":1,"w":"say \\"hi\\" \\u20ac\\n","v":"\\u00e9\\\\"}',
     b'{"x',
+    b'{"k":"a","t":1,"o":{"x":1.5,"p":{"w":"tcp-1"}},"pad":{"a":[1,2]},"more":{"a":[1,2]}}',
+    b'{"k":"a","t":1,"o":{"p.w":true},"o.x":-2,"pad":{"a":[1,2,3]}}',
+    b'{"o":{"p":{"w":"tcp-1","x":{}},"x":1},"k":"a","t":1}',
 )
 
 
@@ -50,7 +53,7 @@ def guarded() -> np.ndarray:
 def main(seed: int, inputs: int) -> None:
     """Scan mutants of RECORDS, a few at a time."""
     room, rng = guarded(), random.Random(seed)
-    fields = wanted("k", "t", ("x", "y"), ("w", "v"))
+    fields = wanted("k", "t", ("x", "y", "o.x"), ("w", "v", "o.p.w"))
     assert fields is not None
     done = taken = 0
     while done < inputs:
@@ -60,7 +63,7 @@ def main(seed: int, inputs: int) -> None:
         for at in (0, ROOM - text.shape[0]):
             place = room[at : at + text.shape[0]]
             place[:] = text
-            found = scan(place, begin, size, fields, channels=2, key_bytes_max=32, words=2)
+            found = scan(place, begin, size, fields, channels=3, key_bytes_max=32, words=3)
             taken += int((found.status == OK).sum())
         done += len(values)
     print(f"{done} records, {taken} times taken")

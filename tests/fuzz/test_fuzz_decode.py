@@ -22,6 +22,7 @@ from fuzz.budget import COUNT, INPUTS, SEED, fuzzed
 from fuzz.mutate import mutants
 from hypothesis import example, given
 from hypothesis import strategies as st
+from nesting import KEY, TIME, VALUES, WORDS, meant, nested
 from test_scan import written
 
 from raywatch.actors import decode as decoding
@@ -40,6 +41,12 @@ SPECS = (
     RecordSpec(values=("k", "x"), key="k", time="t"),  # one field is two things
     RecordSpec(values=("x",), words=("pad", "y"), key="k", time="t"),
     RecordSpec(values=(), message="pad", session="y", key="k", time="t"),
+)
+NESTED = (
+    RecordSpec(values=VALUES, words=WORDS, key=KEY, time=TIME, key_bytes_max=32),
+    RecordSpec(values=("x",), words=("a.b", "a.b.c"), key=KEY, time=TIME),
+    RecordSpec(values=("a.d", "x", "@t"), key="a.w", time="@t"),  # one field is two things
+    RecordSpec(values=(), message="w.v", session="a.w", key=None, time=None),
 )
 Row = tuple[bytes, int, tuple[bytes, ...], tuple[int, ...]]  # values bit for bit, hashes of words
 ISO = re.compile(
@@ -85,7 +92,7 @@ def whole(digits: str) -> int | float:
 
 def texts_of(record: Any, spec: RecordSpec) -> list[str]:
     """The words of a record; a line is a string that is not empty. Raises Unlike."""
-    words = [record.get(name) for name in spec.texts]
+    words = [meant(record, name) for name in spec.texts]
     if any(type(each) not in (str, int, bool, type(None)) for each in words):
         raise Unlike
     if spec.message is not None and not (words[0] and type(words[0]) is str):
@@ -102,7 +109,7 @@ def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
         raise Unlike
     key: Any = kafka_key
     if spec.key is not None:
-        key = record.get(spec.key)
+        key = meant(record, spec.key)
         if type(key) not in (str, int):
             raise Unlike
         key = str(key).encode()
@@ -110,13 +117,13 @@ def expected(value: bytes | None, kafka_key: bytes, spec: RecordSpec) -> Row:
         raise Unlike
     time: Any = LOG_MS
     if spec.time is not None:
-        time = record.get(spec.time)
+        time = meant(record, spec.time)
         if type(time) not in (str, int, float):
             raise Unlike
         time = iso(time) if isinstance(time, str) else math.floor(max(-1e300, min(time, 1e300)))
     if not 0 <= time <= TIME_MAX_MS or time > LOG_MS + spec.ahead_max_ms:
         raise Unlike
-    values = [record.get(name) for name in spec.values]
+    values = [meant(record, name) for name in spec.values]
     if any(type(each) not in (int, float, type(None)) for each in values):
         raise Unlike
     try:
@@ -187,11 +194,15 @@ def assert_read_alike(values: list[bytes], spec: RecordSpec) -> None:
 
 
 @fuzzed("decode", MUTANTS + 1)
-@given(written(), st.integers(0, 2**32), st.sampled_from(SPECS))
-@example(b'{"k":"a","t":1,"p":"\\ud80a","p":1,"x":1.5}', 0, SPECS[0])  # half a pair, written over
+@given(
+    st.tuples(written(), st.sampled_from(SPECS)) | st.tuples(nested(), st.sampled_from(NESTED)),
+    st.integers(0, 2**32),
+)
+@example((b'{"k":"a","t":1,"p":"\\ud80a","p":1,"x":1.5}', SPECS[0]), 0)  # half a pair, lost
 def test_scanner_parser_and_reference_read_every_record_alike(
-    value: bytes, seed: int, spec: RecordSpec
+    made: tuple[bytes, RecordSpec], seed: int
 ) -> None:
+    value, spec = made
     assert_read_alike([value, *mutants(value, seed, MUTANTS)], spec)
 
 
@@ -199,6 +210,17 @@ def test_scanner_parser_and_reference_read_every_record_alike(
 def test_every_cut_of_a_record_is_read_alike(spec: RecordSpec) -> None:
     whole = b'{"k":"a\\u00e4","t":"2026-11-24T13:43:26.123+01:00","x":-1.5e1,"p":[{"a":[1]},null]}'
     assert_read_alike([whole[:end] for end in range(1, len(whole) + 1)], spec)
+
+
+@pytest.mark.parametrize("spec", NESTED, ids=range(len(NESTED)))
+def test_every_cut_of_a_record_with_objects_is_read_alike(spec: RecordSpec) -> None:
+    whole = (
+        b'{"h":{"p":{},"k":"a"},"@t":"2026-11-24T13:43:26.123+01:00","a":{"b":{"c":1.5},"w":"\\u00e4"'
+        b',"d":[{"b":1}]},"w":{"v":"line 1"},"x":null,"a":{"w":"b","b.c":-2,"d":3}}'
+    )
+    assert_read_alike([whole[:end] for end in range(1, len(whole) + 1)], spec)
+    once = whole.replace(b',"a":{"w":"b","b.c":-2,"d":3}', b"").replace(b'[{"b":1}]', b"7")
+    assert_read_alike([once[:end] for end in range(1, len(once) + 1)], spec)
 
 
 def test_no_byte_beyond_a_batch_is_read() -> None:
