@@ -37,7 +37,7 @@ def test_where_nothing_is_a_distance_it_is_the_sum_over_the_components_that_may_
     np.testing.assert_array_equal(told.evidence, wanted)
 
 
-def test_it_is_the_same_in_batches_and_not_told_unasked() -> None:
+def test_it_is_the_same_in_batches_and_across_snapshots_and_not_told_unasked() -> None:
     keys = {slot: stream(20 + slot, 400, 2, MIXED) for slot in range(3)}
     ends = [dict.fromkeys(keys, end) for end in (0, 1, 2, 9, 130, 131, 400)]
 
@@ -45,6 +45,7 @@ def test_it_is_the_same_in_batches_and_not_told_unasked() -> None:
         decider = Decider(QUICK, MIXED, 2, views=True, evidence=True)
         parts: dict[int, list[F64]] = {slot: [] for slot in keys}
         for begin, end in pairwise(cuts):
+            decider.load(decider.state())
             told = batch(decider, keys, begin, end).evidence
             assert told is not None
             for slot, rows in zip(keys, np.split(told, len(keys)), strict=True):
