@@ -66,6 +66,7 @@ NOTICED = {
     "edge": "calls that it rarely or never had",
     "hour": "an unusual value for this hour",
     "hour_mean": "an unusual level for this hour",
+    "hour_long": "a level that stays unusual for this hour",
     "novel": "a value that it never had",
 }
 

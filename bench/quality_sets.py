@@ -32,6 +32,7 @@ NEEDS = {  # what each part of the report reads
     "injections": ("smd.npz", "asd.npz"),
     "alarms": ("smd.npz", "asd.npz"),
     "loghub": ("loghub_2k",),
+    "counters": (),
     "log_lines": (),
     "hdfs": ("hdfs/normal_sessions.txt", "hdfs/abnormal_sessions.txt"),
     "nsl_kdd": ("nsl_kdd.parquet",),

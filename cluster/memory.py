@@ -31,8 +31,11 @@ CHANNEL_BYTES = 6_064  # rings and statistics (models/history.py)
 DECIDE_BYTES = 1_056  # incident, gate, promise, novelty, times, count (models/decide.py);
 COMPONENT_BYTES = 56  # of a channel, for each component,
 HELD_BYTES = 8  # for each component on a coarse level,
-PROFILE_BYTES = 1_272  # and for the time of day, and the mean miss
-COMPONENTS, COARSE = 11, 3  # at most, of shipped models; views of the decide stage included
+HOUR_BYTES = 600  # for each view of the time of day,
+MISS_BYTES = 24  # and for the mean miss and the range
+# Keys of one channel have more views: two means by the hour, of values that are kept, and novelty.
+MORE_VIEWS, MORE_HOURS, RECENT_BYTES = 3, 2, 512
+COMPONENTS, COARSE = 12, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
 WORD_BYTES = 64  # of a text: hash and place, twice; what explains it
@@ -92,9 +95,12 @@ def key_bytes(spec: DetectorSpec) -> int:
         return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES, "traces": ROW_BYTES}.get(
             spec.stage, 0
         )
-    channel = CHANNEL_BYTES + COMPONENTS * COMPONENT_BYTES + COARSE * HELD_BYTES + PROFILE_BYTES
+    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_BYTES
+    channel += (COMPONENTS - MORE_VIEWS) * COMPONENT_BYTES
+    more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + MORE_VIEWS * COMPONENT_BYTES
+    channels = len(spec.record.values)
     text = ARENA_FACTOR * spec.record.key_bytes_max
-    return KEY_BYTES + text + DECIDE_BYTES + len(spec.record.values) * channel
+    return KEY_BYTES + text + DECIDE_BYTES + channels * channel + (more if channels == 1 else 0)
 
 
 def memory_bound(

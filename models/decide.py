@@ -104,6 +104,7 @@ class Decider:
         self._table = _table(components, len(seen))
         trust = [each.trust if each.event else 0.0 for each in components]
         self._trust = np.array([*trust, *[1.0] * len(seen)])
+        self._ranks = np.array([float(name != profile.LONG) for name in self.names])
         self._worth = np.log10(np.where(self._trust > 0.0, self._trust, 1.0))
         self._reach = np.array([novelty.REACH if n == novelty.NAME else np.inf for n in self.names])
         rate, excess_rate = calibrate.rates(settings.half_life)
@@ -140,7 +141,7 @@ class Decider:
             unused |= {"joint", "range"}
         if profile.VIEWS[0] not in seen:
             unused |= {"profile"}
-        if profile.VIEWS[1] not in seen:
+        if profile.LONG not in seen:
             unused |= {"recent"}
         if novelty.NAME not in seen:
             unused |= {"span", "marks"}
@@ -228,18 +229,6 @@ class Decider:
 
         flat, fresh, cursor = self._parts(counts, self._state.total[touched], scores)
         rows = len(self.names)
-        scratch = Scratch(
-            now=np.full((rows, channels), np.nan),
-            said=np.zeros((rows, channels)),
-            usual=np.full((max(rows - len(self.components), 1), channels), np.nan),
-            spread=np.full((max(rows - len(self.components), 1), channels), np.nan),
-            evidence=np.zeros(channels),
-            far=np.zeros(channels),
-            trust=self._trust,
-            worth=self._worth,
-            reach=self._reach,
-            belief=np.ones((rows, channels)),
-        )
         out = Out(
             score=np.empty(records, np.float32),
             p=np.empty(records, np.float64),
@@ -269,12 +258,36 @@ class Decider:
             anchor=_own(appended.anchor, np.float64),
         )
         found = decide_batch(
-            self._table, self._rule, self._state, batch, scratch, out, account or no_budget()
+            self._table,
+            self._rule,
+            self._state,
+            batch,
+            self._scratch(),
+            out,
+            account or no_budget(),
         )
         episodes = [self._episode(out, row, values) for row in range(found)]
         episodes.sort(key=lambda each: each.index)  # with a budget they are in batch order
         evidence = out.evidence if self._evidence else None
         return Decided(out.score, out.p, out.event, episodes, out.judged, evidence)
+
+    def _scratch(self) -> Scratch:
+        """Room for one record."""
+        rows, channels = len(self.names), self.channels
+        views = max(rows - len(self.components), 1)
+        return Scratch(
+            now=np.full((rows, channels), np.nan),
+            said=np.zeros((rows, channels)),
+            usual=np.full((views, channels), np.nan),
+            spread=np.full((views, channels), np.nan),
+            evidence=np.zeros(channels),
+            far=np.zeros(channels),
+            trust=self._trust,
+            ranks=self._ranks,
+            worth=self._worth,
+            reach=self._reach,
+            belief=np.ones((rows, channels)),
+        )
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
         """Parts of all components in one array; how long each key's are, and where: (K, rows)."""
@@ -412,7 +425,7 @@ def _own(array: Array, kind: type[np.generic]) -> Array:
 def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
-    Novelty and the smoothed hour are for keys of one channel. Among several, spikes that a channel
+    Novelty and the smoothed hours are for keys of one channel. Among several, spikes that a channel
     has anyway are novel too often, and some channel or other always drifts off its hours (event
     recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """

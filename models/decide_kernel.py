@@ -3,7 +3,7 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour (profile.py), and for keys of one channel hour_mean and novel (novelty.py).
+hour (profile.py), and for keys of one channel hour_mean, hour_long and novel (novelty.py).
 """
 
 import math
@@ -50,7 +50,7 @@ class State(NamedTuple):
     joint: F64  # (S, 1, 7) of all channels together
     promise: F64  # (S, 2)
     profile: F64  # (S, C, views, 25, 3), or S = 0 where there is none
-    recent: F64  # (S, C, 8), likewise
+    recent: F64  # (S, C, 64), likewise
     range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
@@ -88,8 +88,9 @@ class Scratch(NamedTuple):
     evidence: F64  # (C,) what components say of each channel
     far: F64  # (C,) how far each channel is from its past
     trust: F64  # (rows,) in each component, 0 where it makes no event score
-    worth: F64  # (rows,) log10 of it
-    reach: F64  # (rows,) see judging.py
+    ranks: F64  # (rows,) see judging.py
+    worth: F64  # (rows,) log10 of trust
+    reach: F64  # (rows,) likewise
     belief: F64  # (rows, C) likewise
 
 
@@ -327,7 +328,7 @@ def decide_batch(
     count, held, incidents, key_of = state.total, state.held, state.incident, batch.key
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, evidence, values = scratch.now, scratch.evidence, batch.values
-    trust, worth, reach = scratch.trust, scratch.worth, scratch.reach
+    trust, ranks, worth, reach = scratch.trust, scratch.ranks, scratch.worth, scratch.reach
     belief, ranges = scratch.belief, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
@@ -344,8 +345,8 @@ def decide_batch(
             _view(state, slot, time_ms[at], values, at, now[engine:], belief[engine:], scratch)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
-            now, trust, worth, reach, belief, calibration, joint, evidence, scratch.said, slot,
-            rule.warmup, rule.rate, rule.excess_rate,
+            now, trust, ranks, worth, reach, belief, calibration, joint, evidence, scratch.said,
+            slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup
         if fired >= 0:

@@ -16,7 +16,8 @@ so it is slow to call anything rare once it begins, as it has to be. To rank rec
 needs ten scores; to have a part in p, and in alerts, it must have been heard `warmup` times.
 
 Ranks are made of what is likeliest, p of what is known: there a tail is no sharper than what taught
-it allows (`calibrate.promised`), and an hour of few values is believed in part (profile.py).
+it allows (`calibrate.promised`), and an hour of few values is believed in part (profile.py). Some
+components have a part in p alone: what sees a thing late would rank it late, too.
 """
 
 import math
@@ -38,6 +39,7 @@ AGE = 200.0  # records; see `due`
 def judge(
     now: F64,
     trust: F64,
+    ranks: F64,
     worth: F64,
     reach: F64,
     belief: F64,
@@ -55,6 +57,7 @@ def judge(
     Args:
         now: (rows, C) scores of this record, NaN is none.
         trust: (rows,) in each component, 0 where it is not asked.
+        ranks: (rows,) 1 where a component has a part in ranks, 0 where in p alone.
         worth: (rows,) log10 of it.
         reach: (rows,) how far it may say more than log10 of the scores that it was taught.
         belief: (rows, C) share of what it says that is believed where p is concerned.
@@ -75,7 +78,7 @@ def judge(
     all_trust, heard_trust = 0.0, 0.0
     for row in range(rows):
         if calibration[slot, row * channels, calibrate.COUNT] >= calibrate.COUNT_MIN:
-            all_trust += trust[row]
+            all_trust += trust[row] * ranks[row]
         if calibration[slot, row * channels, calibrate.HEARD] >= warmup:
             heard_trust += trust[row]
     rarest, fired = -math.inf, -1
@@ -92,7 +95,7 @@ def judge(
                 rare, promised = _say(calibration, slot, which, known, reach[row], channels == 1)
                 said[row, channel] = rare
                 total += trust[row] * max(rare - USUAL, 0.0)
-                most = max(most, rare + worth[row])
+                most = max(most, ranks[row] * (rare + worth[row]))
                 if calibration[slot, which, calibrate.HEARD] >= warmup:
                     rare = belief[row, channel] * promised + worth[row]
                     most_heard = max(most_heard, rare)

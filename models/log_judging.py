@@ -127,7 +127,7 @@ def judge(
         now = strange[n].reshape(rows, 1)
         known[:] = state.calibration[slot, RUSH]
         every, heard, fired = judging.judge(
-            now, trust, worth, reach, belief, state.calibration, state.calibration, evidence,
+            now, trust, trust, worth, reach, belief, state.calibration, state.calibration, evidence,
             said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         _rush(state, slot, said[RUSH, 0], known)

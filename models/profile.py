@@ -2,12 +2,13 @@
 
 z = |x - mean_b| / sqrt(var_b + 0.01 * var): mean and variance of the key's channel in hour b (UTC),
 exponentially weighted with a half-life of 20 visits, `var` that of all hours (floor of the hour's
-own). One or two views: the value itself, and the mean of the last 8 values, which sees small
-lasting shifts. It knows no weekdays (167 bins learn too slowly: measured) and no time zones.
+own). One view or three: the value itself, and the means of the last 8 and of the last 64 values,
+which see small shifts that last. It knows no weekdays (167 bins learn too slowly: measured) and no
+time zones.
 
 State of a channel is `profile[slot, channel, view, 0..24, (mean, variance, count)]`, row 24 for all
-hours together, and `recent[slot, channel, 0..7]`, the ring of the last values, where there are two
-views. Zeros are new.
+hours together, and `recent[slot, channel, 0..63]`, the ring of the last values, where there are
+three views. Zeros are new.
 """
 
 import math
@@ -18,10 +19,14 @@ from raywatch.models.scorer import F64
 
 HOURS = 24
 ALL = 24  # the row of all hours
-VIEWS = ("hour", "hour_mean")  # names of the two components
-RECENT = 8
+LONG = "hour_long"
+VIEWS = ("hour", "hour_mean", LONG)  # names of the components
+MEANS = (1, 8, 64)  # values that each looks at
+RECENT = 64
 VISITS_MIN = 3  # Values of an hour before it judges.
-KNOWN = 20.0  # Values of an hour before all that it says is believed.
+# Values of an hour before all that it says is believed; of means 2.5 times what they are made of,
+# for means that share values say the same.
+KNOWN = (20.0, 20.0, 160.0)
 RATE = 1.0 - 0.5 ** (1.0 / 20.0)
 RATE_ALL = 1e-3
 FLOOR = 0.01
@@ -68,13 +73,13 @@ def visit(profile: F64, slot: int, channel: int, view: int, hour: int, value: fl
 
 
 @njit(cache=True, nogil=True)
-def believed(visits: float) -> float:
-    """How far what an hour of so many values says is believed, 0 .. 1.
+def believed(visits: float, known: float) -> float:
+    """How far what an hour of so many values says is believed, 0 .. 1, where all of `known` is.
 
     A deviation of few values is now and then far too small, and what is measured by it huge. Ranks
     bear that, for it passes; a promise does not.
     """
-    return min(visits / KNOWN, 1.0) if visits >= VISITS_MIN else 0.0
+    return min(visits / known, 1.0) if visits >= VISITS_MIN else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -100,7 +105,7 @@ def look(
         value = values[row, channel]
         for view in range(views):
             visits = profile[slot, channel, view, hour, VISITS]
-            belief[view, channel] = believed(visits)
+            belief[view, channel] = believed(visits, KNOWN[view])
             seen = visits > 0.0
             mean = profile[slot, channel, view, hour, AVERAGE]
             usual[view, channel] = mean if seen else math.nan
@@ -114,9 +119,11 @@ def look(
             continue
         count = int(profile[slot, channel, 0, ALL, VISITS])
         recent[slot, channel, (count - 1) % RECENT] = value
-        held = min(count, RECENT)
         # Summed anew each time: a running sum would keep the rounding of every value it ever saw.
-        total = 0.0
-        for index in range(held):
-            total += recent[slot, channel, index]
-        strange[1, channel] = visit(profile, slot, channel, 1, hour, total / held)
+        total, held = 0.0, 0
+        for view in range(1, views):
+            wanted = min(MEANS[view], count)
+            while held < wanted:
+                held += 1
+                total += recent[slot, channel, (count - held) % RECENT]
+            strange[view, channel] = visit(profile, slot, channel, view, hour, total / held)

@@ -2,7 +2,7 @@
 
 Method: reports of owners as a supervisor gets them, over a restart; then the snapshot of what was
 counted, its metrics, and the lines of `status`. And what is shown is what was promised: young keys
-of noise, through `backtest`.
+of noise, through `backtest`; and counters of five days, of which what is wrong for hours is rare.
 """
 
 from dataclasses import replace
@@ -26,6 +26,7 @@ from raywatch.cluster.snapshot import build
 from raywatch.cluster.views import DetectorView, Observed
 from raywatch.models.registry import build as built
 from raywatch.models.registry import shipped
+from raywatch.models.scorer import F64
 from raywatch.models.settings import DecideSettings
 
 TALLY = Tally(judged=120_000, first=126, second=13, alerting=0, held=12)
@@ -132,21 +133,42 @@ def test_what_became_of_labels_is_in_status_json_and_metrics() -> None:
     assert name not in lines(metrics)
 
 
-def test_young_keys_are_called_rare_as_often_as_promised(tmp_path: Path) -> None:
-    """A record a minute: all but the first hours of their day are known from few values."""
-    keys, records = 150, 1_000
-    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
-    of = np.tile(np.arange(keys), records)
+def told(values: F64, room: Path) -> F64:
+    """(N, keys) p of one record a minute of each key, by the shipped model."""
+    records, keys = values.shape
+    source, out = room / "in.parquet", room / "out.parquet"
     columns = {
-        "host": pa.array([f"k{n}" for n in range(keys)]).take(pa.array(of)),
+        "host": np.tile([f"k{n}" for n in range(keys)], records),
         "ts": np.repeat(1_700_000_000_000 + 60_000 * np.arange(records), keys),
-        "value": np.random.default_rng(3).standard_normal(of.shape[0]),
+        "value": values.ravel(),
     }
     pq.write_table(pa.table(columns), source)
     decide = DecideSettings(probability=1e-5, warmup=500)
     backtest(spec("d", "in", decide=decide), built(shipped("lagbank")), source, out)
-    p = pq.read_table(out, columns=["p_value"])["p_value"].to_numpy().reshape(records, keys)
+    return pq.read_table(out, columns=["p_value"])["p_value"].to_numpy().reshape(records, keys)
+
+
+def test_young_keys_are_called_rare_as_often_as_promised(tmp_path: Path) -> None:
+    """A record a minute: all but the first hours of their day are known from few values."""
+    p = told(np.random.default_rng(3).standard_normal((2_000, 150)), tmp_path)
     assert (p[:500] == 1.0).all()
-    for nominal, most in ((1e-3, 1.3), (1e-4, 2.0)):  # 75 and 7.5 are to be expected
-        ratio = float((p[500:] <= nominal).mean()) / nominal
-        assert 0.2 < ratio < most, (nominal, ratio)
+    for ages in (slice(500, 1_000), slice(1_000, 2_000)):
+        for nominal, most in ((1e-3, 1.3), (1e-4, 2.0)):  # at least 75 and 7.5 are to be expected
+            ratio = float((p[ages] <= nominal).mean()) / nominal
+            assert 0.2 < ratio < most, (ages, nominal, ratio)
+
+
+def test_a_counter_that_halves_for_hours_is_rare_though_none_of_its_minutes_is(
+    tmp_path: Path,
+) -> None:
+    random, minutes, keys = np.random.default_rng(4), np.arange(7_000), 12
+    day = 10.0 * (1.0 + 0.6 * np.sin(2.0 * np.pi * minutes / 1_440))
+    rates = np.repeat(day[:, None], keys, axis=1)
+    begins = random.integers(5_000, 6_500, keys)
+    for key, begin in enumerate(begins):
+        rates[begin : begin + 180, key] *= 0.5
+    p = told(random.poisson(rates).astype(np.float64), tmp_path)
+    least = [p[begin : begin + 180, key].min() for key, begin in enumerate(begins)]
+    assert sum(each <= 1e-4 for each in least) >= 8, least
+    calm = np.concatenate([p[1_000:begin, key] for key, begin in enumerate(begins)])
+    assert float((calm <= 1e-3).mean()) < 1.5e-3  # 56 are to be expected
