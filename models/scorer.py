@@ -53,8 +53,9 @@ class Component:
     components are calibrated to tail probabilities, channel by channel, and judged together.
     `weighted` components are distances in the unit of the channel: where a key has several
     channels, the sustained score divides them by sqrt(unit * deviation) before the largest channel
-    is taken. `trust`, in (0, 1], is a component's part in what is said of a record: its tail
-    probability is divided by it. Half of it suits what looks back over dozens of records.
+    is taken, and a channel is blamed by them, in parts of its range, as much as by what is rare.
+    `trust`, in (0, 1], is a component's part in what is said of a record: its tail probability is
+    divided by it. Half of it suits what looks back over dozens of records.
     """
 
     name: str
