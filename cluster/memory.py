@@ -32,7 +32,7 @@ DECIDE_BYTES = 1_056  # incident, gate, promise, novelty, times, count (models/d
 COMPONENT_BYTES = 56  # of a channel, for each component,
 HELD_BYTES = 8  # for each component on a coarse level,
 HOUR_BYTES = 600  # for each view of the time of day,
-MISS_BYTES = 24  # and for the mean miss and the range
+MISS_RANGE_BYTES = 24  # and for the mean miss and the range
 # Keys of one channel have more views: two means by the hour, of values that are kept, and novelty.
 MORE_VIEWS, MORE_HOURS, RECENT_BYTES = 3, 2, 512
 COMPONENTS, COARSE = 12, 3  # at most, of shipped models; views of the decide stage included
@@ -95,7 +95,7 @@ def key_bytes(spec: DetectorSpec) -> int:
         return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES, "traces": ROW_BYTES}.get(
             spec.stage, 0
         )
-    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_BYTES
+    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_RANGE_BYTES
     channel += (COMPONENTS - MORE_VIEWS) * COMPONENT_BYTES
     more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + MORE_VIEWS * COMPONENT_BYTES
     channels = len(spec.record.values)

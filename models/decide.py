@@ -257,14 +257,9 @@ class Decider:
             lag=_own(scores.lag, np.int32),
             anchor=_own(appended.anchor, np.float64),
         )
+        scratch = self._scratch()
         found = decide_batch(
-            self._table,
-            self._rule,
-            self._state,
-            batch,
-            self._scratch(),
-            out,
-            account or no_budget(),
+            self._table, self._rule, self._state, batch, scratch, out, account or no_budget()
         )
         episodes = [self._episode(out, row, values) for row in range(found)]
         episodes.sort(key=lambda each: each.index)  # with a budget they are in batch order

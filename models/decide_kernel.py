@@ -48,7 +48,7 @@ class State(NamedTuple):
     held: F64  # (S, coarse components, C) score of the last block, NaN before the first
     calibration: F64  # (S, rows * C, 7)
     joint: F64  # (S, 1, 7) of all channels together
-    promise: F64  # (S, 2)
+    promise: F64  # (S, 3)
     profile: F64  # (S, C, views, 25, 3), or S = 0 where there is none
     recent: F64  # (S, C, 64), likewise
     range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
@@ -87,10 +87,10 @@ class Scratch(NamedTuple):
     spread: F64  # (views, C) and how far from it values usually are
     evidence: F64  # (C,) what components say of each channel
     far: F64  # (C,) how far each channel is from its past
-    trust: F64  # (rows,) in each component, 0 where it makes no event score
-    ranks: F64  # (rows,) see judging.py
+    trust: F64  # (rows,) in each component, 0 where it is not asked; see judging.py
+    ranks: F64  # (rows,) likewise
     worth: F64  # (rows,) log10 of trust
-    reach: F64  # (rows,) likewise
+    reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
 
 

@@ -58,7 +58,7 @@ def judge(
         now: (rows, C) scores of this record, NaN is none.
         trust: (rows,) in each component, 0 where it is not asked.
         ranks: (rows,) 1 where a component has a part in ranks, 0 where in p alone.
-        worth: (rows,) log10 of it.
+        worth: (rows,) log10 of trust.
         reach: (rows,) how far it may say more than log10 of the scores that it was taught.
         belief: (rows, C) share of what it says that is believed where p is concerned.
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
@@ -95,7 +95,7 @@ def judge(
                 rare, promised = _say(calibration, slot, which, known, reach[row], channels == 1)
                 said[row, channel] = rare
                 total += trust[row] * max(rare - USUAL, 0.0)
-                most = max(most, ranks[row] * (rare + worth[row]))
+                most = max(most, ranks[row] * (rare + worth[row]))  # 0 is nothing rare
                 if calibration[slot, which, calibrate.HEARD] >= warmup:
                     rare = belief[row, channel] * promised + worth[row]
                     most_heard = max(most_heard, rare)

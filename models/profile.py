@@ -22,11 +22,11 @@ ALL = 24  # the row of all hours
 LONG = "hour_long"
 VIEWS = ("hour", "hour_mean", LONG)  # names of the components
 MEANS = (1, 8, 64)  # values that each looks at
-RECENT = 64
+RECENT = MEANS[-1]
 VISITS_MIN = 3  # Values of an hour before it judges.
 # Values of an hour before all that it says is believed; of means 2.5 times what they are made of,
 # for means that share values say the same.
-KNOWN = (20.0, 20.0, 160.0)
+KNOWN = (20.0, 2.5 * MEANS[1], 2.5 * MEANS[2])
 RATE = 1.0 - 0.5 ** (1.0 / 20.0)
 RATE_ALL = 1e-3
 FLOOR = 0.01
