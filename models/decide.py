@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.models import calibrate, incident, novelty, profile, promise
+from raywatch.models import calibrate, incident, novelty, peaks, poisson, profile, promise
 from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
@@ -71,6 +71,7 @@ Array = NDArray[Any]
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 REASONS = 5  # components that an alert names at most
+LATE = (profile.LONG, poisson.NAME)  # see judging.py: they have a part in p alone
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -104,7 +105,8 @@ class Decider:
         self._table = _table(components, len(seen))
         trust = [each.trust if each.event else 0.0 for each in components]
         self._trust = np.array([*trust, *[1.0] * len(seen)])
-        self._ranks = np.array([float(name != profile.LONG) for name in self.names])
+        self._ranks = np.array([float(name not in LATE) for name in self.names])
+        self._tails = np.array([float(name == poisson.NAME) for name in self.names])
         self._worth = np.log10(np.where(self._trust > 0.0, self._trust, 1.0))
         self._reach = np.array([novelty.REACH if n == novelty.NAME else np.inf for n in self.names])
         rate, excess_rate = calibrate.rates(settings.half_life)
@@ -131,6 +133,8 @@ class Decider:
             "range": Rows((channels, 2), np.float64),
             "span": Rows((novelty.COLUMNS,), np.float64),
             "marks": Rows((novelty.BINS,), np.uint8),
+            "peaks": Rows((peaks.COLUMNS,), np.float64),
+            "poisson": Rows((poisson.COLUMNS,), np.float64),
             "miss": Rows((channels,), np.float64),
             "times": Rows((TIMES,), np.int64),
             "chance": Rows((2,), np.float64),
@@ -144,7 +148,7 @@ class Decider:
         if profile.LONG not in seen:
             unused |= {"recent"}
         if novelty.NAME not in seen:
-            unused |= {"span", "marks"}
+            unused |= {"span", "marks", "poisson", "peaks"}
         self._used = tuple(name for name in self._rows if name not in unused)
         for name in self._used:
             self._rows[name].reserve(1)
@@ -279,6 +283,7 @@ class Decider:
             far=np.zeros(channels),
             trust=self._trust,
             ranks=self._ranks,
+            tails=self._tails,
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
@@ -424,7 +429,7 @@ def _views(channels: int) -> tuple[str, ...]:
     has anyway are novel too often, and some channel or other always drifts off its hours (event
     recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """
-    return profile.VIEWS[:1] if channels > 1 else (*profile.VIEWS, novelty.NAME)
+    return profile.VIEWS[:1] if channels > 1 else (*profile.VIEWS, novelty.NAME, poisson.NAME)
 
 
 def _table(components: tuple[Component, ...], views: int) -> I64:

@@ -3,7 +3,8 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour (profile.py), and for keys of one channel hour_mean, hour_long and novel (novelty.py).
+hour (profile.py), and for keys of one channel hour_mean, hour_long, novel (novelty.py) and count
+(poisson.py).
 """
 
 import math
@@ -11,7 +12,17 @@ from typing import NamedTuple
 
 from numba import njit
 
-from raywatch.models import budget, calibrate, incident, judging, novelty, profile, promise
+from raywatch.models import (
+    budget,
+    calibrate,
+    incident,
+    judging,
+    novelty,
+    peaks,
+    poisson,
+    profile,
+    promise,
+)
 from raywatch.models.budget import Account
 from raywatch.models.scorer import F32, F64, I32, I64, U8
 
@@ -54,6 +65,8 @@ class State(NamedTuple):
     range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
+    poisson: F64  # (S, 68), likewise
+    peaks: F64  # (S, 8), likewise
     miss: F64  # (S, C) mean distance between what models expect and what comes
     times: I64  # (S, 76) time of every 8th record
     chance: F64  # (S, 2)
@@ -89,6 +102,7 @@ class Scratch(NamedTuple):
     far: F64  # (C,) how far each channel is from its past
     trust: F64  # (rows,) in each component, 0 where it is not asked; see judging.py
     ranks: F64  # (rows,) likewise
+    tails: F64  # (rows,) likewise
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
@@ -292,20 +306,30 @@ def _view(
     time_ms: int,
     values: F64,
     at: int,
-    strange: F64,
+    now: F64,
     belief: F64,
     scratch: Scratch,
+    rate: float,
 ) -> None:
     """What this stage itself sees in the values of a record, and what it expected."""
-    hour, usual = profile.hour_of(time_ms), scratch.usual
+    hour, usual, strange = profile.hour_of(time_ms), scratch.usual, now
     profile.look(
-        state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread, belief
-    )
+        state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread,
+        belief,
+    )  # fmt: skip
     novel = len(profile.VIEWS)
     if strange.shape[0] > novel:
         strange[novel, 0], usual[novel, 0] = novelty.look(
             state.span, state.marks, slot, values[at, 0]
         )
+        count = novel + 1
+        nats, usual[count, 0], scratch.spread[count, 0] = poisson.look(
+            state.poisson, slot, time_ms, values[at, 0]
+        )
+        strange[count, 0] = math.nan
+        if not math.isnan(nats):
+            strange[count, 0] = peaks.judge(state.peaks, slot, nats)
+            peaks.learn(state.peaks, slot, nats, rate)
 
 
 @njit(cache=True, nogil=True)
@@ -329,7 +353,7 @@ def decide_batch(
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, evidence, values = scratch.now, scratch.evidence, batch.values
     trust, ranks, worth, reach = scratch.trust, scratch.ranks, scratch.worth, scratch.reach
-    belief, ranges = scratch.belief, state.range
+    tails, belief, ranges = scratch.tails, scratch.belief, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views, asked = now.shape[0] > engine, out.evidence.shape[0] > 0
@@ -342,11 +366,21 @@ def decide_batch(
         age = before + t
         _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
         if views:
-            _view(state, slot, time_ms[at], values, at, now[engine:], belief[engine:], scratch)
+            _view(
+                state,
+                slot,
+                time_ms[at],
+                values,
+                at,
+                now[engine:],
+                belief[engine:],
+                scratch,
+                rule.rate,
+            )
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
-            now, trust, ranks, worth, reach, belief, calibration, joint, evidence, scratch.said,
-            slot, rule.warmup, rule.rate, rule.excess_rate,
+            now, trust, ranks, tails, worth, reach, belief, calibration, joint, evidence,
+            scratch.said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup
         if fired >= 0:

@@ -17,7 +17,8 @@ needs ten scores; to have a part in p, and in alerts, it must have been heard `w
 
 Ranks are made of what is likeliest, p of what is known: there a tail is no sharper than what taught
 it allows (`calibrate.promised`), and an hour of few values is believed in part (profile.py). Some
-components have a part in p alone: what sees a thing late would rank it late, too.
+components have a part in p alone: what sees a thing late would rank it late, too. One comes with a
+tail of its own (poisson.py, peaks.py).
 """
 
 import math
@@ -40,6 +41,7 @@ def judge(
     now: F64,
     trust: F64,
     ranks: F64,
+    tails: F64,
     worth: F64,
     reach: F64,
     belief: F64,
@@ -58,6 +60,7 @@ def judge(
         now: (rows, C) scores of this record, NaN is none.
         trust: (rows,) in each component, 0 where it is not asked.
         ranks: (rows,) 1 where a component has a part in ranks, 0 where in p alone.
+        tails: (rows,) 1 where scores are -log10 p as they come.
         worth: (rows,) log10 of trust.
         reach: (rows,) how far it may say more than log10 of the scores that it was taught.
         belief: (rows, C) share of what it says that is believed where p is concerned.
@@ -92,7 +95,8 @@ def judge(
             said[row, channel] = 0.0
             known = 0.0 if math.isnan(score) else max(min(score, LARGEST), 0.0)
             if calibration[slot, which, calibrate.COUNT] >= calibrate.COUNT_MIN:
-                rare, promised = _say(calibration, slot, which, known, reach[row], channels == 1)
+                form, sole = (reach[row], tails[row]), channels == 1
+                rare, promised = _say(calibration, slot, which, known, form, sole)
                 said[row, channel] = rare
                 total += trust[row] * max(rare - USUAL, 0.0)
                 most = max(most, ranks[row] * (rare + worth[row]))  # 0 is nothing rare
@@ -120,12 +124,20 @@ def judge(
 
 @njit(cache=True, nogil=True)
 def _say(
-    calibration: F64, slot: int, which: int, score: float, reach: float, sole: bool
+    calibration: F64,
+    slot: int,
+    which: int,
+    score: float,
+    form: tuple[float, float],
+    sole: bool,
 ) -> tuple[float, float]:
-    """-log10 p of a score as it ranks, and as p is made of it; within reach of what was taught.
+    """-log10 p of a score as it ranks, and as p is made of it. `form`: its reach, and 1 for a tail.
 
     Of several channels both are the same: `joint` was taught what they say as it ranks.
     """
+    reach, tail = form
+    if tail == 1.0:
+        return score, score
     rare = calibrate.judge(calibration, slot, which, score)
     promised = rare
     if sole and rare > calibrate.BODY:  # below the line both are the same

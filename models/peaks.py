@@ -1,0 +1,88 @@
+"""How rare is a score of this size, where scores move slowly? An incident teaches once.
+
+Scores of sums that overlap stay high for as long as the sums hold what made them so: by the time
+that something is clear, a calibration that forgets (calibrate.py) has learnt that it is usual. Here
+excesses over the line, the 0.97 quantile of the scores, are taken by clusters (runs declustering:
+Coles 2001, An Introduction to Statistical Modeling of Extreme Values, 5.3.3): a cluster ends when
+GAP scores lay below the line, and only its largest excess teaches. With P of them
+
+    -log10 p(e) = 1.52 + log10(1 + shape * (e - line) / scale) / shape     above the line
+                = 1.52 * e / line                                          below it
+
+by the moments of a Pareto tail, shape at least 1 / P, see `calibrate.promised`. A cluster has
+several scores above the line and fewer far above it, so p is rather too large than too small.
+
+State is `peaks[slot, 0..7]`; zeros are new. Scores are finite and >= 0.
+"""
+
+import math
+
+from numba import njit
+
+from raywatch.models import calibrate
+from raywatch.models.scorer import F64
+
+GAP = (
+    8.0  # scores below the line that end a cluster; 64: half as many clusters, 2 decades less sure
+)
+PEAKS_MIN = 3.0  # clusters before anything is said beyond the line
+PEAKS_KEPT = 200.0  # clusters over which the tail forgets
+CLIP = 20.0  # A peak teaches at most this many times (mean excess + mean score),
+CLIP_FROM = 5.0  # once there were so many.
+MILD = 3.0  # times the line: what one score teaches of the mean at most
+
+COUNT, MEAN, LINE, EXCESS, SQUARE, PEAKS, TOP, BELOW = range(8)
+COLUMNS = 8
+
+
+@njit(cache=True, nogil=True)
+def judge(peaks: F64, slot: int, score: float) -> float:
+    """-log10 p of a score, 0 to `calibrate.STRANGEST`. Changes nothing."""
+    line, mean = peaks[slot, LINE], peaks[slot, EXCESS]
+    if score <= line:
+        return calibrate.BODY * (score / line) if line > 0.0 else 0.0
+    known = peaks[slot, PEAKS]
+    if known < PEAKS_MIN:
+        return calibrate.BODY
+    scale = max(mean, calibrate.EXCESS_MIN * peaks[slot, MEAN])
+    if scale <= 0.0:
+        return calibrate.BODY
+    spread, shape = peaks[slot, SQUARE] - mean * mean, 0.0
+    if spread > 0.0:
+        shape = min(max(0.5 * (1.0 - mean * mean / spread), 0.0), calibrate.SHAPE_MAX)
+        scale *= 1.0 - shape
+    shape = max(shape, 1.0 / known)
+    beyond = math.log1p(shape * (score - line) / scale) / shape / calibrate.LN10
+    return min(calibrate.BODY + beyond, calibrate.STRANGEST)
+
+
+@njit(cache=True, nogil=True)
+def learn(peaks: F64, slot: int, score: float, rate: float) -> None:
+    """Take one score into account. `rate`: of `calibrate.rates`."""
+    count = peaks[slot, COUNT] + 1.0
+    peaks[slot, COUNT] = count
+    if count == 1.0:
+        peaks[slot, MEAN] = score
+        peaks[slot, LINE] = score
+    mean, line = peaks[slot, MEAN], peaks[slot, LINE]
+    mean += max(rate, 1.0 / count) * ((min(score, MILD * line) if line > 0.0 else score) - mean)
+    peaks[slot, MEAN] = mean
+    step = max(rate, 1.0 / (0.2 * count + 1.0)) * (mean + peaks[slot, EXCESS]) * 3.0
+    line += step * (calibrate.QUANTILE if score > line else calibrate.QUANTILE - 1.0)
+    line = max(line, 0.0)
+    peaks[slot, LINE] = line
+    if score > line:
+        peaks[slot, TOP] = max(peaks[slot, TOP], score - line)
+        peaks[slot, BELOW] = 0.0
+        return
+    peaks[slot, BELOW] += 1.0
+    if peaks[slot, BELOW] < GAP or peaks[slot, TOP] == 0.0:
+        return
+    known, over = peaks[slot, PEAKS] + 1.0, peaks[slot, TOP]
+    peaks[slot, PEAKS] = known
+    peaks[slot, TOP] = 0.0
+    if known > CLIP_FROM:
+        over = min(over, CLIP * (peaks[slot, EXCESS] + mean))
+    gain = max(1.0 / PEAKS_KEPT, 1.0 / known)
+    peaks[slot, EXCESS] += gain * (over - peaks[slot, EXCESS])
+    peaks[slot, SQUARE] += gain * (over * over - peaks[slot, SQUARE])
