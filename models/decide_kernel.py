@@ -306,16 +306,17 @@ def _view(
     time_ms: int,
     values: F64,
     at: int,
+    engine: int,
     now: F64,
     belief: F64,
     scratch: Scratch,
     rate: float,
 ) -> None:
     """What this stage itself sees in the values of a record, and what it expected."""
-    hour, usual, strange = profile.hour_of(time_ms), scratch.usual, now
+    hour, usual, strange = profile.hour_of(time_ms), scratch.usual, now[engine:]
     profile.look(
         state.profile, state.recent, slot, hour, values, at, strange, usual, scratch.spread,
-        belief,
+        belief[engine:],
     )  # fmt: skip
     novel = len(profile.VIEWS)
     if strange.shape[0] > novel:
@@ -366,17 +367,7 @@ def decide_batch(
         age = before + t
         _gather(table, flat, held, now, fresh, cursor, key, slot, before, records, t)
         if views:
-            _view(
-                state,
-                slot,
-                time_ms[at],
-                values,
-                at,
-                now[engine:],
-                belief[engine:],
-                scratch,
-                rule.rate,
-            )
+            _view(state, slot, time_ms[at], values, at, engine, now, belief, scratch, rule.rate)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
             now, trust, ranks, tails, worth, reach, belief, calibration, joint, evidence,
