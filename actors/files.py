@@ -172,7 +172,9 @@ def line_clock(path: Path, spec: RecordSpec) -> LineClock:
     with _reading(path), path.open("rb") as file:
         lines = _some_lines(file, SAMPLE, spec.bytes_max)
     if not lines:
-        raise ConfigError(f"`{path}` is empty", hint="a line a record is wanted, blank ones are none")
+        raise ConfigError(
+            f"`{path}` is empty", hint="a line a record is wanted, blank ones are none"
+        )
     text, begin, size = join(lines, spec.bytes_max)
     return LineClock(text, begin, size)
 

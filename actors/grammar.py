@@ -444,8 +444,9 @@ def clock_ms(p: int, end: int) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def date_ms(year: int, month: int, day: int) -> int:
-    """Unix milliseconds of a civil date's midnight, or NO_DATE: Hinnant, "chrono-compatible
-    low-level date algorithms".
+    """Unix milliseconds of the midnight that begins a civil date, or NO_DATE where there is none.
+
+    Days from the date: Hinnant, "chrono-compatible low-level date algorithms".
     """
     if year < 0 or not 1 <= month <= 12 or day < 1:
         return NO_DATE
