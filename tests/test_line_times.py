@@ -200,7 +200,7 @@ NO_TIMES = [
     "2026-11/30 18:00:01", "1969-11-30T18:00:01Z", "2201-11-30T18:00:01Z", "x2026-11-30T18:00:01",
     "it was 2026-11-30 at 18:00:01", "a b c d 2026-11-30T18:00:01Z", " 2026-11-30T18:00:01Z",
     "\t2026-11-30T18:00:01Z", "Nov 30", "Nov 31 18:00:01", "Nob 30 18:00:01", "Nov 30 18:00",
-    "Nov  0 18:00:01", "nov 30 18:00:01", "November 30 18:00:01", "Mon Nov 31 18:00:01 2026",
+    "Nov  0 18:00:01", "Nov 30 18:00:01x", "nov 30 18:00:01", "November 30 18:00:01", "Mon Nov 31 18:00:01 2026",
     "[30/Nov/2026 18:00:01]", "[31/Nov/2026:18:00:01 +0000]",
     "10.0.0.1 - - 30/Nov/2026:18:00:01", "117883857", "11788385701", "9999999999", "531152000",
     "1178838570a", "17888385700000", "26/13/30 18:00:01", "11/30/26 18:00:01",
@@ -268,6 +268,18 @@ def test_a_line_without_a_time_has_that_of_the_line_before(tmp_path: Path, batch
     assert [row for row, _, _ in found] == list(range(15))  # blank lines are no rows
     held = line_clock(tmp_path / "a.log", SPEC).held
     assert (held.form, held.lines, round(held.share * held.lines)) == ("ISO 8601", 11, 10)
+
+
+@pytest.mark.parametrize("begin", [b"\t", b" "])
+@pytest.mark.parametrize("form", ["level first", "access log"])
+def test_a_line_that_begins_with_a_blank_holds_no_time_in_a_later_place(
+    form: str, begin: bytes
+) -> None:
+    first, other = (
+        FORMS[form](datetime(2026, 11, 30, hour, tzinfo=UTC)).encode() for hour in (18, 19)
+    )
+    assert clock_of([first, begin + other]).held.lines == 1
+    assert len(set(times_of([first, begin + other]))) == 1
 
 
 def test_batches_may_be_cut_anywhere_where_years_are_not_written(tmp_path: Path) -> None:
