@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raywatch.actors.files import FileBatch, read_file, resolve
+from raywatch.actors.files import FileBatch, line_clock, read_file, resolve
 from raywatch.actors.flow import Batch, Said
 from raywatch.actors.label_file import with_labels
+from raywatch.actors.line_times import Held
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
@@ -66,6 +67,7 @@ class Summary:
     reasons: Counter[str] = field(default_factory=Counter[str])
     model: str = ""
     labels: dict[str, int] = field(default_factory=dict[str, int])  # what became of them, if any
+    times: Held | None = None  # of lines without fields: whether they say when they were written
 
 
 def backtest(
@@ -100,6 +102,8 @@ def backtest(
         schema = schema.append(pa.field(SESSIONS, pa.list_(SESSION)))
     schema = _with_evidence(schema, spec.columns) if evidence else schema
     summary = Summary(model=model.version)
+    if spec.record.format == "text":
+        summary.times = line_clock(path, spec.record).held
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None

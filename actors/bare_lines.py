@@ -7,10 +7,12 @@ as they do in JSON.
 
 A line without a key goes by the name of its partition, `topic/0`: that is whose past it is judged
 by, and incidents of two partitions never have one id. Headers are no business of this file: in
-log_template.py times and numbers are values wherever they stand.
+log_template.py times and numbers are values wherever they stand, and line_times.py reads those of
+files, which have no other time.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numba import njit
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from raywatch.actors.decode import cut, join
 from raywatch.actors.grammar import TIME_MAX_MS
+from raywatch.actors.line_times import LineClock
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject, empty_records
 from raywatch.actors.scan import hash_column
@@ -26,13 +29,16 @@ from raywatch.models.scorer import I64, U8
 MASK = NDArray[np.bool_]
 
 
-def decode_lines(fetched: Fetched, spec: RecordSpec, names: Sequence[bytes]) -> Records:
+def decode_lines(
+    fetched: Fetched, spec: RecordSpec, names: Sequence[bytes], clock: LineClock | None = None
+) -> Records:
     """Decode a batch of lines; their order is kept, what is none is left out.
 
     Args:
         fetched: with keys.
         spec: `format` is `text`.
         names: of the lane's partitions; what lines without a key go by.
+        clock: says when lines of a file were written; None: when the log took them.
     """
     count = len(fetched)
     assert spec.format == "text", spec
@@ -41,6 +47,8 @@ def decode_lines(fetched: Fetched, spec: RecordSpec, names: Sequence[bytes]) -> 
         return empty_records(0, 1)
     lines, begin, size = join(fetched.values, spec.bytes_max)
     without_ends(lines, begin, size)
+    if clock is not None:
+        fetched = replace(fetched, time_ms=clock.times(lines, begin, size))
     text, key_begin, key_size = _with_keys(lines, fetched, spec, names)
     bad = (size == 0) | (key_size == 0)
     bad |= (fetched.time_ms < 0) | (fetched.time_ms > TIME_MAX_MS)

@@ -1,8 +1,8 @@
 """Which calls failed, by the field that `record.error` names?
 
-Exporters do not agree: a boolean, a status (`OK`, `UNSET`, `ERROR`), a code of HTTP, or what went
-wrong where something did. So every text is a failure but those of trace_names.py, and nothing is
-none: null, an absent field and an empty text.
+Exporters do not agree: a boolean, a status (`OK`, `UNSET`, `ERROR`, or its number), a code of HTTP,
+or what went wrong where something did. So every text is a failure but those of trace_names.py, and
+nothing is none: null, an absent field and an empty text.
 """
 
 from functools import cache

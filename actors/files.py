@@ -6,8 +6,9 @@ a row is rejected for the reasons a record would be. In memory is one batch at a
 what one row group needs).
 
 What a file does not say, it is given: without a key field the file's stem is the key of all rows,
-without a time field a row's number is its time (lines without fields come a second apart). In text
-columns (CSV), a number may stand for a time, and the words of columns.NULLS for nothing.
+without a time field a row's number is its time (for lines without fields: line_times.py). In text
+columns (CSV), a number may stand for a time, and the words of columns.NULLS for nothing. A blank
+line of a file is no row, as for whoever else reads such files.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -36,10 +37,11 @@ from raywatch.actors.columns import (
     text_of,
     times,
 )
-from raywatch.actors.decode import cut, decode
+from raywatch.actors.decode import cut, decode, join
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.labels import kinds
+from raywatch.actors.line_times import LineClock
 from raywatch.actors.names import Names, expand, is_pattern, names_in, parsed
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
@@ -55,8 +57,7 @@ KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines",
 }  # fmt: skip
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # endings of what holds no lines as it is
-LINE_MS = 1_000  # from one line without fields to the next: what such a file cannot say
-SAMPLE = 1_000  # lines of a JSON-lines file whose names count as its columns
+SAMPLE = 1_000  # lines of a file by which its columns are known, or how it writes times
 BLOCK_BYTES = 8_388_608  # of a CSV file; a row must fit
 SERIES_MAX = 50_000_000  # values that `read_series` holds: 400 MB
 
@@ -161,10 +162,21 @@ def _must_be_lines(path: Path) -> None:
             f"`{path}` {holds}, and `record.format` is `text`",
             hint=f"a file of plain lines has any ending but {', '.join((*KINDS, *PACKED))}",
         )
+
+
+def line_clock(path: Path, spec: RecordSpec) -> LineClock:
+    """What reads the times of a file's lines, at its beginning. Raises ConfigError.
+
+    `spec`: as `resolve` gives it, `format` is `text`.
+    """
     with _reading(path), path.open("rb") as file:
-        empty = not file.read(1)
-    if empty:
-        raise ConfigError(f"`{path}` is empty", hint="a line a record is wanted")
+        lines = _some_lines(file, SAMPLE, spec.bytes_max)
+    if not lines:
+        raise ConfigError(
+            f"`{path}` is empty", hint="a line a record is wanted, blank ones are none"
+        )
+    text, begin, size = join(lines, spec.bytes_max)
+    return LineClock(text, begin, size)
 
 
 def _kind(path: Path) -> str:
@@ -216,8 +228,8 @@ def _line_names(path: Path) -> Names:
 
 
 def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    key, bare = path.stem.encode("utf-8", "surrogateescape"), spec.format == "text"
-    step_ms, first = LINE_MS if bare else 1, 0
+    key, first = path.stem.encode("utf-8", "surrogateescape"), 0
+    clock = line_clock(path, spec) if spec.format == "text" else None
     with path.open("rb") as file:
         while True:
             values = _some_lines(file, batch, spec.bytes_max)
@@ -228,26 +240,31 @@ def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
             fetched = Fetched(
                 partition=np.zeros(count, np.int32),
                 offset=rows,
-                time_ms=rows * step_ms if spec.time is None else np.full(count, -1),
+                time_ms=rows if spec.time is None else np.full(count, -1),
                 values=values,
                 keys=[key] * count if spec.key is None else [],
             )
-            read = decode_lines(fetched, spec, [key]) if bare else decode(fetched, spec)
+            read = decode_lines(fetched, spec, [key], clock) if clock else decode(fetched, spec)
             yield FileBatch(read, first, count)
             first += count
 
 
 def _some_lines(file: IO[bytes], count: int, bytes_max: int) -> list[bytes | None]:
-    """Up to `count` lines. Of one that is too large only as much is kept as shows it."""
+    """Up to `count` lines that are not blank.
+
+    Of one that is too large only as much is kept as shows it.
+    """
     lines: list[bytes | None] = []
     while len(lines) < count:
         line = file.readline(bytes_max + 2)
         if not line:
             break
-        rest = line
+        rest, blank = line, line.isspace()
         while rest and not rest.endswith(b"\n") and len(line) >= bytes_max + 2:
             rest = file.readline(BLOCK_BYTES)
-        lines.append(line.rstrip(b"\r\n"))
+            blank &= not rest or rest.isspace()
+        if not blank:
+            lines.append(line.rstrip(b"\r\n"))
     return lines
 
 

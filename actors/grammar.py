@@ -29,6 +29,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 TIME_MAX_MS = 7_258_118_400_000  # 2200-01-01; what lies behind it is no time
+DAY_MS = 86_400_000
+NO_DATE = -(1 << 60)  # ms: far outside of all that is a date
 DEPTH_MAX = 60  # levels of nesting that are followed: their kinds are bits of one integer
 POWER_MAX = 64  # powers of ten that are tabulated to 128 bits
 ZEROS = 8  # zero bytes behind a text: strings are read eight bytes at a time
@@ -379,7 +381,7 @@ def nested(p: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _digits(p: int, end: int, count: int) -> int:
+def decimal(p: int, end: int, count: int) -> int:
     """The number that `count` digits at p make, or -1."""
     if p + count > end:
         return -1
@@ -400,30 +402,30 @@ def _zone(p: int, end: int) -> int:
     if byte_at(p) not in (PLUS, MINUS):
         return 9999
     sign = 1 if byte_at(p) == PLUS else -1
-    hours, minutes = _digits(p + 1, end, 2), 0
+    hours, minutes = decimal(p + 1, end, 2), 0
     p += 3
     if p < end:
         p += 1 if byte_at(p) == COLON else 0
-        minutes = _digits(p, end, 2)
+        minutes = decimal(p, end, 2)
         p += 2
     valid = p == end and 0 <= hours <= 23 and 0 <= minutes <= 59
     return sign * (hours * 60 + minutes) if valid else 9999
 
 
 @njit(cache=True, nogil=True)
-def _clock_ms(p: int, end: int) -> tuple[int, int]:
+def clock_ms(p: int, end: int) -> tuple[int, int]:
     """The time of day `hh:mm[:ss[.fff]]` at p: position behind it, milliseconds (-1: none).
 
     Second 60, a leap second, is the first of the next minute, as in POSIX.
     """
-    hour, minute = _digits(p, end, 2), _digits(p + 3, end, 2)
+    hour, minute = decimal(p, end, 2), decimal(p + 3, end, 2)
     if not (0 <= hour <= 23 and 0 <= minute <= 59) or byte_at(p + 2) != COLON:
         return p, -1
     p += 5
     time_ms = (hour * 60 + minute) * 60_000
     if p == end or byte_at(p) != COLON:
         return p, time_ms
-    second = _digits(p + 1, end, 2)
+    second = decimal(p + 1, end, 2)
     if not 0 <= second <= 60:
         return p, -1
     p += 3
@@ -441,37 +443,46 @@ def _clock_ms(p: int, end: int) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
-def iso_ms(begin: int, end: int) -> int:
-    """Unix milliseconds of the ISO 8601 text in [begin, end), or -1 (not 1970..2200).
+def date_ms(year: int, month: int, day: int) -> int:
+    """Unix milliseconds of the midnight that begins a civil date, or NO_DATE where there is none.
 
-    A date, then `T` or a space and a time of day, then a zone; without a zone it is UTC. Digits
-    beyond milliseconds are cut off. Days from the civil date: Hinnant, "chrono-compatible
-    low-level date algorithms".
+    Days from the date: Hinnant, "chrono-compatible low-level date algorithms".
     """
-    if end - begin < 10 or byte_at(begin + 4) != MINUS or byte_at(begin + 7) != MINUS:
-        return -1
-    year, month = _digits(begin, end, 4), _digits(begin + 5, end, 2)
-    day = _digits(begin + 8, end, 2)
     if year < 0 or not 1 <= month <= 12 or day < 1:
-        return -1
+        return NO_DATE
     leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
     short = month in (4, 6, 9, 11)
     if day > (28 + (1 if leap else 0) if month == 2 else (30 if short else 31)):
-        return -1
+        return NO_DATE
     shifted = year - (1 if month <= 2 else 0)
     of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
     era = shifted // 400
     of_era = (shifted - era * 400) * 365 + (shifted % 400) // 4 - (shifted % 400) // 100 + of_year
-    time_ms = (era * 146_097 + of_era - 719_468) * 86_400_000
+    return (era * 146_097 + of_era - 719_468) * DAY_MS
+
+
+@njit(cache=True, nogil=True)
+def iso_ms(begin: int, end: int) -> int:
+    """Unix milliseconds of the ISO 8601 text in [begin, end), or -1 (not 1970..2200).
+
+    A date, then `T` or a space and a time of day, then a zone; without a zone it is UTC. Digits
+    beyond milliseconds are cut off.
+    """
+    if end - begin < 10 or byte_at(begin + 4) != MINUS or byte_at(begin + 7) != MINUS:
+        return -1
+    year, month = decimal(begin, end, 4), decimal(begin + 5, end, 2)
+    time_ms = date_ms(year, month, decimal(begin + 8, end, 2))
+    if time_ms == NO_DATE:
+        return -1
     p = begin + 10
     if p < end:
         if byte_at(p) != 32 and byte_at(p) | 32 != 116:
             return -1
-        p, clock_ms = _clock_ms(p + 1, end)
+        p, of_day = clock_ms(p + 1, end)
         ahead = _zone(p, end)
-        if clock_ms < 0 or ahead == 9999:
+        if of_day < 0 or ahead == 9999:
             return -1
-        time_ms += clock_ms - ahead * 60_000
+        time_ms += of_day - ahead * 60_000
     return time_ms if 0 <= time_ms <= TIME_MAX_MS else -1
 
 

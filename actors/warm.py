@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raywatch import models
 from raywatch.actors.keys import warm_decode
+from raywatch.actors.line_times import warm_line_times
 from raywatch.actors.merging import warm_merging
 from raywatch.models.warm import forget_stale, warm
 
@@ -21,6 +22,7 @@ def main() -> None:
     warm()
     warm_decode()
     warm_merging()
+    warm_line_times()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ CHANNELS_MAX = 512  # values of one record; the history of a key grows with it
 
 _RECORD = RecordSpec(values=("x",))
 _FIELDS = ("values", "words", "message", "session", "key", "time", "id", "label", "error")
+# What settings are about that say nothing of a line without fields.
+_ABOUT = {
+    "ahead_max_ms": "`time`, which is Kafka's own there",
+    "session_idle_ms": "sessions",
+    "label_days": "labels of payments",
+}
 
 
 class Record(Settings):
@@ -47,8 +53,8 @@ class Record(Settings):
         default=None,
         min_length=1,
         description="Field that says that a call failed, for `model: preset:traces`: a boolean, a "
-        "status (`ERROR`), a code of HTTP, or what went wrong. Null, absent, false, 0, `OK`, "
-        "`UNSET` and 100 to 499 are no failure.",
+        "status (`ERROR`, or its number), a code of HTTP, or what went wrong. Null, absent, false, "
+        "0, 1, `OK`, `UNSET` and 100 to 499 are no failure.",
     )
     id: str | None = Field(
         default=None,
@@ -96,7 +102,8 @@ class Record(Settings):
         default=None,
         min_length=1,
         description="Field with the time, epoch milliseconds or ISO 8601; without it Kafka's "
-        "timestamp counts (in a file: the number of the row).",
+        "timestamp counts (in a file: the number of the row; where it is lines of text, the time "
+        "that they begin with).",
     )
     ahead_max_ms: int = Field(
         default=_RECORD.ahead_max_ms,
@@ -149,6 +156,9 @@ class Record(Settings):
         for name in _FIELDS:
             if getattr(self, name):
                 raise ValueError(f"`{name}` names a field; a record of `format: text` has none")
+        for name, what in _ABOUT.items():
+            if name in self.model_fields_set:
+                raise ValueError(f"`{name}` is about {what}: leave it out with `format: text`")
         for name in self.pseudonymise:
             if name not in ("key", LINE):
                 raise ValueError(f"`format: text` has `key` and `{LINE}` to disguise, no `{name}`")

@@ -5,5 +5,6 @@ Here because settings and alerts need the names and no compiler; trace_edges.py 
 
 RECENT = ("usual duration of the last calls", "share of the last calls that failed")
 # Of statuses, in any of three ways to write them. Everything else that is there is a failure.
-GOOD = ("ok", "unset", "status_code_ok", "status_code_unset", "false", "0")
+# A number is decided by its value: 0 and 1 are UNSET and OK of OpenTelemetry, 0 is OK of gRPC.
+GOOD = ("ok", "unset", "status_code_ok", "status_code_unset", "false", "0", "1")
 GOOD_CODES = range(100, 500)  # of HTTP: a server that says 4xx did what it should

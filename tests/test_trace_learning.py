@@ -5,14 +5,17 @@ kinds in them; statuses of all exporters through the decoder.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from classes import written
 from test_traces import NOBODY, RECORD, ROWS, SLOTS, fresh, given, part_of
 
 from raywatch.actors.decode import decode
 from raywatch.actors.failures import failed
+from raywatch.actors.files import read_file
 from raywatch.actors.ports import Fetched
 from raywatch.actors.scan import hash_of
 from raywatch.actors.trace_words import edge_of, numbers
@@ -153,8 +156,11 @@ def test_an_edge_that_takes_the_room_of_another_is_new() -> None:
     [
         (None, 0), ("", 0), (False, 0), (0, 0), ("OK", 0), ("Ok", 0), ("UNSET", 0), ("Unset", 0),
         ("STATUS_CODE_OK", 0), ("STATUS_CODE_UNSET", 0), (200, 0), ("302", 0), (404, 0), (499, 0),
-        (True, 1), (1, 1), (2, 1), ("ERROR", 1), ("Error", 1), ("STATUS_CODE_ERROR", 1), (500, 1),
-        ("503", 1), ("timeout", 1), (99, 1),
+        (True, 1), ("ERROR", 1), ("Error", 1), ("STATUS_CODE_ERROR", 1), ("timeout", 1),
+        ("0", 0), (1, 0), ("1", 0), (2, 1), ("2", 1),  # OpenTelemetry's numbers
+        (100, 0), (399, 0), (400, 0), (500, 1), ("503", 1), (599, 1),  # HTTP
+        (3, 1), (4, 1), (13, 1), (16, 1),  # gRPC: of these 1, CANCELLED, alone is lost
+        (-1, 1), (99, 1), (1000, 1), ("01", 1), ("1.0", 1),
     ],
 )  # fmt: skip
 def test_what_exporters_call_a_failure_is_one(status: Any, fails: int) -> None:
@@ -163,6 +169,25 @@ def test_what_exporters_call_a_failure_is_one(status: Any, fails: int) -> None:
     del row["status"]
     assert given([row], SLOTS[:1]).failed.tolist() == [0]
     assert failed(np.array([hash_of(b"OK"), 0, -1])).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("statuses", "fails"),
+    [
+        ([0, 1, 2, 1, 0], [0, 0, 1, 0, 0]),
+        ([200, 404, 500, 101, 503], [0, 0, 1, 0, 1]),
+        ([True, False, False, True, False], [1, 0, 0, 1, 0]),
+        (["OK", "ERROR", "UNSET", "Error", "Ok"], [0, 1, 0, 1, 0]),
+    ],
+)
+def test_numbers_and_booleans_of_a_column_are_read_as_those_of_a_record(
+    tmp_path: Path, kind: str, statuses: list[Any], fails: list[int]
+) -> None:
+    rows = [{**row, "status": each} for row, each in zip(ROWS, statuses, strict=False)]
+    (piece,) = read_file(written(rows, tmp_path, kind), RECORD)
+    assert not piece.records.rejects
+    assert failed(piece.records.words[:, -1]).tolist() == fails
 
 
 @pytest.mark.parametrize(

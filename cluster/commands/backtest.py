@@ -1,13 +1,23 @@
 """raywatch backtest: a file through the very stages of the service, and what it would have said."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from raywatch.cluster.output import ConfigPath, DetectorName, JsonFlag, of_labels, progress, result
+from raywatch.cluster.output import (
+    ConfigPath,
+    DetectorName,
+    JsonFlag,
+    mark,
+    of_labels,
+    progress,
+    result,
+    say,
+)
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -37,7 +47,7 @@ def backtest(
 ) -> None:
     """Score a file as the service would, and list the alerts. Needs no broker."""
     from raywatch.actors.backtest import backtest as run
-    from raywatch.actors.files import LINE_MS
+    from raywatch.actors.line_times import LINE_MS
     from raywatch.cluster.config import load
     from raywatch.cluster.connect import open_registry
     from raywatch.models.registry import build
@@ -64,10 +74,12 @@ def backtest(
         "reasons": dict(summary.reasons),  # `asdict` counts the pairs of a Counter
         "output": output,
         "alerts_output": alerts or None,
-        "line_ms": LINE_MS if spec.record.format == "text" else None,  # what no file of lines says
+        "line_ms": LINE_MS if summary.times and not summary.times.form else None,
         "seconds": round(seconds, 3),
         "records_per_s": round(summary.records / max(seconds, 1e-9)),
     }
+    if found["line_ms"]:
+        say(mark("warn", _uncertain(found["times"]), sys.stderr))
     result(found, json, _lines)
 
 
@@ -80,6 +92,22 @@ def _lines(found: Any) -> list[str]:
         + (f"; held back by per_day: {found['held']:,}" if found["held"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
         *of_labels(found["labels"]),
-        *(["times: a line a second, since no time is read from lines"] if found["line_ms"] else []),
+        *_times(found["times"]),
         f"scores are in {found['output']}",
     ]
+
+
+def _uncertain(held: Any) -> str:
+    return (
+        f"a line counts as a second, so rates and pauses are of lines: {held['share']:.0%} of the "
+        f"first {held['lines']:,} lines begin with a time that is known, and nine in ten should"
+    )
+
+
+def _times(held: Any) -> list[str]:
+    if held is None:
+        return []
+    if not held["form"]:
+        return ["times: a line a second"]
+    share = f"in {held['share']:.1%} of the first {held['lines']:,}"
+    return [f"times: those that lines begin with ({held['form']}), {share}"]
