@@ -51,17 +51,22 @@ def resolve(
         met: (R,) new templates that counted for each.
     """
     chosen, most = code, OPEN - 1
+    page, depth, _, codes = family
+    known_page, known_depth, _, known_code = known
     for each in families:
         if each == 0:
             break
-        row, there = find(family, family_stamp, slot, each)
-        if not there:
+        row, there = find(page, depth, codes, family_stamp, slot, each)
+        if row < 0:
             row = room(family, family_stamp, (family_stamp, met), slot, each)
-            family.code[row] = each
+        if not there:
+            codes[row] = each
             met[row] = 0
         met[row] += 1
         family_stamp[row] = now
         count = met[row]
-        if count > most or (most < OPEN and find(known, known_stamp, slot, each)[1]):
+        if count > most or (
+            most < OPEN and find(known_page, known_depth, known_code, known_stamp, slot, each)[1]
+        ):
             chosen, most = each, max(count, OPEN)
     return chosen

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raywatch.models.log_families import FAMILIES, resolve
 from raywatch.models.log_shelf import LAST, WAYS, mix, new_rarity, rarity
 from raywatch.models.pages import Shelf, find, room
-from raywatch.models.scorer import F32, F64, I32, I64
+from raywatch.models.scorer import F32, F64, I32, I64, U8
 
 U64 = NDArray[np.uint64]
 
@@ -63,7 +63,7 @@ WHY = 13
 class Lines(NamedTuple):
     """Everything that is remembered of the lines of S keys."""
 
-    code: Shelf  # ids of templates; this and the next four in rows
+    template: Shelf  # its codes are ids; this and the next four in rows
     stamp: I64  # (R,) the key's count of lines when it was last seen
     last_ms: I64  # (R,)
     stat: F32  # (R, 6)
@@ -156,26 +156,26 @@ def _numbers(numbers: F32, value: F64, judged: bool, why: F64) -> float:
 
 @njit(cache=True, nogil=True)
 def _order(
-    code: Shelf, stamp: I64, stat: F32, pair: Shelf, pair_stamp: I64, pair_count: F32, news: I64,
-    slot: int, now: int, before: np.uint64, this: np.uint64, known: bool, why: F64,
+    page: I32, depth: U8, code: U64, stamp: I64, stat: F32, pair_page: I32, pair_depth: U8,
+    pair_code: U64, pair_stamp: I64, pair_count: F32, pair: Shelf, news: I64, slot: int, now: int,
+    before: np.uint64, this: np.uint64, known: bool, why: F64,
 ) -> float:  # fmt: skip
     """How strange it is that a template follows the one before it; learns the pair."""
     strange, often = 0.0, 0.0
     both = mix(before, this)
-    at, met = find(pair, pair_stamp, slot, both)
+    at, met = find(pair_page, pair_depth, pair_code, pair_stamp, slot, both)
     if met:
         often = pair_count[at] * FADE ** (now - pair_stamp[at])
-    else:
+    elif at < 0:
         at = room(pair, pair_stamp, (pair_stamp, pair_count), slot, both)
-        pair.code[at] = both
     if known:
-        prior, there = find(code, stamp, slot, before)
+        prior, there = find(page, depth, code, stamp, slot, before)
         why[FOLLOWS], why[PRIOR] = often, stat[prior, COUNT] if there else 0.0
         if met and there:
             strange = rarity(often, stat[prior, COUNT])
         elif not met:
             strange = new_rarity(news, now)
-    pair_stamp[at], pair_count[at] = now, often + 1.0
+    pair_code[at], pair_stamp[at], pair_count[at] = both, now, often + 1.0
     return strange
 
 
@@ -227,21 +227,23 @@ def look(
         why: out (N, WHY), what explains it.
     """
     # Taking an array out of a tuple counts a reference: not once a record.
-    code, stamp, last_ms, stat, numbers, family, family_stamp, met = state[:8]
+    template, stamp, last_ms, stat, numbers, family, family_stamp, met = state[:8]
     pair, pair_stamp, pair_count, ordinal, before, news, pace, total = state[8:]
+    page, depth, _, code = template
+    pair_page, pair_depth, _, pair_code = pair
     for n in range(slots.shape[0]):
         slot, this, reason = slots[n], strange[n], why[n]
         now = int(ordinal[slot]) + 1
         ordinal[slot], age[n] = now, now - 1
         reason[:] = 0.0
-        row, known = find(code, stamp, slot, codes[n])
+        row, known = find(page, depth, code, stamp, slot, codes[n])
         if not known:
             codes[n] = resolve(
-                codes[n], families[n], slot, now, code, stamp, family, family_stamp, met
+                codes[n], families[n], slot, now, template, stamp, family, family_stamp, met
             )
-            row, known = find(code, stamp, slot, codes[n])
-        if not known:
-            row = room(code, stamp, (stamp, last_ms, stat, numbers), slot, codes[n])
+            row, known = find(page, depth, code, stamp, slot, codes[n])
+        if row < 0:
+            row = room(template, stamp, (stamp, last_ms, stat, numbers), slot, codes[n])
         cell, count, gap = stat[row], 0.0, 0.0
         if known:
             count = cell[COUNT] * FADE ** (now - stamp[row])
@@ -249,7 +251,7 @@ def look(
             this[RARE] = rarity(count, float(total[slot]))
             reason[SHARE] = count / total[slot]
         else:
-            code.code[row] = codes[n]
+            code[row] = codes[n]
             cell[:] = 0.0
             numbers[row] = 0.0
             last_ms[row] = time_ms[n]
@@ -258,7 +260,8 @@ def look(
         this[STEP] = 0.0
         if before[slot] != 0:
             this[STEP] = _order(
-                code, stamp, stat, pair, pair_stamp, pair_count, news[slot, NEW_PAIRS], slot, now,
+                page, depth, code, stamp, stat, pair_page, pair_depth, pair_code, pair_stamp,
+                pair_count, pair, news[slot, NEW_PAIRS], slot, now,
                 np.uint64(before[slot]), codes[n], known, reason,
             )  # fmt: skip
         before[slot] = codes[n]

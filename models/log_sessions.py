@@ -192,22 +192,37 @@ def _row_of(page: I32, t: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _kind_of(state: Sessions, slot: int, code: np.uint64) -> tuple[int, bool]:
-    """The kind of a template, and whether it is new; all past had 0 of a new one."""
-    page, _, _, codes = state.kind
-    for t in range(KINDS):
+def _kind_of(page: I32, codes: U64, slot: int, code: np.uint64) -> tuple[int, int]:
+    """The kind of a template and its row; -1: it is to have one."""
+    first = -1
+    for at in range(KINDS // WAYS):
+        first = (page[slot, at] - 1) * WAYS
+        if first < 0:
+            return KINDS - 1, -1
+        for row in range(first, first + WAYS):
+            if codes[row] == code:
+                return at * WAYS + row - first, row
+    rest = first + WAYS - 1
+    return KINDS - 1, rest if codes[rest - 1] != 0 else -1
+
+
+@njit(cache=True, nogil=True)
+def _new_kind(state: Sessions, slot: int, code: np.uint64) -> tuple[int, int]:
+    """The kind that a template is from now on, and its row."""
+    page, codes = state.kind.page, state.kind.code
+    t = -1
+    while True:
+        t += 1
         if page[slot, t // WAYS] == 0:
-            # Of one entry each, so never split: there are kinds only in their order.
+            # Of one entry each, so never split: kinds lie in their order.
             new = fresh(state.kind, (state.head, state.past), ALONE)
             page[slot, t // WAYS] = new + 1
+            # All past sessions had 0 of it.
             state.past[new * WAYS : (new + 1) * WAYS, 0] = state.sums[slot, TOTAL]
         row = _row_of(page[slot], t)
-        if codes[row] == code:
-            return t, False
-        if codes[row] == 0 and t < KINDS - 1:
+        if codes[row] == 0:
             codes[row] = code
-            return t, True
-    return KINDS - 1, False
+            return t, row
 
 
 @njit(cache=True, nogil=True)
@@ -241,16 +256,16 @@ def _end(state: Sessions, slot: int, row: int, n: int, done: int, ends: Ends) ->
 @njit(cache=True, nogil=True)
 def _sweep(state: Sessions, slot: int, idle_ms: int, n: int, done: int, ends: Ends) -> int:
     """End what was silent for too long in the next places; returns how many ended by now."""
-    due, before = state.clock_ms[slot] - idle_ms, done
     place = (state.ordinal[slot] * SWEEP) % SESSIONS
     entry = place // WAYS
     first = (state.session.page[slot, entry] - 1) * WAYS
     if first < 0:
         return done
-    codes = state.session.code
+    due, before = state.clock_ms[slot] - idle_ms, done
+    codes, places, last_ms = state.session.code, state.place, state.last_ms
     for each in range(place, place + SWEEP):
         for row in range(first, first + WAYS):
-            if state.place[row] == each and codes[row] != 0 and state.last_ms[row] < due:
+            if places[row] == each and codes[row] != 0 and last_ms[row] < due:
                 _end(state, slot, row, n, done, ends)
                 done += 1
     if done > before:
@@ -274,19 +289,14 @@ def _free_place(state: Sessions, row: int, session: np.uint64) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _place(
-    state: Sessions, slot: int, time_ms: int, session: np.uint64, idle_ms: int, n: int, done: int,
+def _begin(
+    state: Sessions, slot: int, time_ms: int, session: np.uint64, row: int, n: int, done: int,
     ends: Ends,
-) -> tuple[int, int, bool]:  # fmt: skip
-    """The row of a record's session: row, how many ended by now, whether the session is new."""
-    row, known = find(state.session, state.stamp, slot, session)
-    over = known and state.records[row] >= RECORDS_MAX
-    over = over or (known and state.last_ms[row] < state.clock_ms[slot] - idle_ms)
-    if known and not over:
-        return row, done, False
-    if not known:
+) -> tuple[int, int]:  # fmt: skip
+    """Begin a session, which ends who has its place: its row, how many ended by now."""
+    if row < 0:
         row = room(state.session, state.stamp, state[1:7], slot, session)
-    if state.session.code[row] != 0:  # Whoever comes after it has its place.
+    if state.session.code[row] != 0:
         _end(state, slot, row, n, done, ends)
         done += 1
     else:
@@ -294,7 +304,7 @@ def _place(
     state.session.code[row], state.last_ms[row] = session, time_ms
     state.records[row] = 0
     state.counts[row] = 0
-    return row, done, True
+    return row, done
 
 
 @njit(cache=True, nogil=True)
@@ -327,28 +337,35 @@ def follow(
         The number of sessions that ended.
     """
     done = 0
+    # Taking an array out of a tuple counts a reference: not once a record.
+    page, depth, _, code = state.session
+    _, stamp, _, last_ms, records, counts, _ = state[:7]
+    kind, _, past, sums, clock_ms, ordinal = state[7:]
+    kind_page, kind_code = kind.page, kind.code
     for n in range(slots.shape[0]):
         slot = slots[n]
-        state.ordinal[slot] += 1
-        state.clock_ms[slot] = max(state.clock_ms[slot], time_ms[n])
+        ordinal[slot] += 1
+        clock_ms[slot] = max(clock_ms[slot], time_ms[n])
         done = _sweep(state, slot, idle_ms, n, done, ends)
         early[n] = np.nan
         if ids[n] == 0:
             continue
         # After the sweep, which may have ended this very session.
-        row, done, new = _place(state, slot, time_ms[n], np.uint64(ids[n]), idle_ms, n, done, ends)
-        if new:
+        row, known = find(page, depth, code, stamp, slot, np.uint64(ids[n]))
+        late = known and last_ms[row] < clock_ms[slot] - idle_ms
+        if not known or late or records[row] >= RECORDS_MAX:
+            row, done = _begin(state, slot, time_ms[n], np.uint64(ids[n]), row, n, done, ends)
             _copy(texts.text, texts.id_begin[n], texts.id_size[n], state.session_id[row])
-        t, unseen = _kind_of(state, slot, codes[n])
-        kind = _row_of(state.kind.page[slot], t)
-        if unseen:
+        t, own = _kind_of(kind_page, kind_code, slot, codes[n])
+        if own < 0:
+            t, own = _new_kind(state, slot, codes[n])
             size = min(texts.line_size[n], texts.keep)
-            _copy(texts.text, texts.line_begin[n], size, state.head[kind])
-        counts = state.counts[row]
-        counts[t] = min(int(counts[t]) + 1, 255)
-        state.records[row] += 1
-        state.stamp[row] = state.ordinal[slot]
-        state.last_ms[row] = max(state.last_ms[row], time_ms[n])
-        if state.sums[slot, TOTAL] >= YOUNG:
-            early[n] = _often(state.past[kind], state.sums[slot, TOTAL], int(_BIN[counts[t]]))
+            _copy(texts.text, texts.line_begin[n], size, state.head[own])
+        count = min(int(counts[row, t]) + 1, 255)
+        counts[row, t] = count
+        records[row] += 1
+        stamp[row] = ordinal[slot]
+        last_ms[row] = max(last_ms[row], time_ms[n])
+        if sums[slot, TOTAL] >= YOUNG:
+            early[n] = _often(past[own], sums[slot, TOTAL], int(_BIN[count]))
     return done

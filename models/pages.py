@@ -31,31 +31,38 @@ USED, FREE, STACK = range(3)  # of the stock: pages ever given, pages that came 
 class Shelf(NamedTuple):
     """Which page each key has where, and the codes in it."""
 
-    page: I32  # (S, SETS) page + 1, 0: none; all entries of a key have one, or none, where it splits
+    page: (
+        I32  # (S, SETS) page + 1, 0: none; all entries of a key have one, or none, where it splits
+    )
     depth: U8  # (P,) bits of a code that all codes of a page share
     stock: I32  # (STACK + P,)
     code: U64  # (P * WAYS,) 0: free
 
 
 @njit(cache=True, nogil=True)
-def find(shelf: Shelf, stamps: I64, slot: int, code: np.uint64) -> tuple[int, bool]:
+def find(
+    page: I32, depth: U8, codes: U64, stamps: I64, slot: int, code: np.uint64
+) -> tuple[int, bool]:
     """The row of a code, and whether it was there; changes nothing.
 
-    If it was not, the first free row of its page, or the one unseen for longest; -1: the key has no
-    page. `stamps`: (P * WAYS,), when each code was last looked for.
+    If it was not, the row it may take: the first free one, or in a page of one set that of the code
+    unseen for longest; -1: there is to be `room` first. The arrays are those of a Shelf, which
+    would count references; `stamps`: (P * WAYS,), when each code was last looked for.
     """
-    page, _, _, codes = shelf
-    first = (page[slot, int(code & np.uint64(page.shape[1] - 1))] - 1) * WAYS
+    sets = page.shape[1]
+    first = (page[slot, int(code & np.uint64(sets - 1))] - 1) * WAYS
     if first < 0:
         return -1, False
-    spare = first
     for row in range(first, first + WAYS):
         if codes[row] == code:
             return row, True
-        age = stamps[row] if codes[row] != 0 else -1
-        if age < (stamps[spare] if codes[spare] != 0 else -1):
+    spare = first
+    for row in range(first, first + WAYS):
+        if codes[row] == 0:
+            return row, False
+        if stamps[row] < stamps[spare]:
             spare = row
-    return spare, False
+    return spare if 1 << depth[first // WAYS] >= sets else -1, False
 
 
 @njit(cache=True, nogil=True)
@@ -78,20 +85,19 @@ def fresh(shelf: Shelf, rows: Any, deep: int) -> int:
 
 @njit(cache=True, nogil=True)
 def room(shelf: Shelf, stamps: I64, rows: Any, slot: int, code: np.uint64) -> int:
-    """The row that a code takes which is not there: a free one, or that of the code it displaces.
+    """Make room for a code for which `find` has none, and return its row.
 
     Rows of the key may move: none that was found before is valid. `rows`: see `fresh`.
     """
     page, depth, _, codes = shelf
-    sets = page.shape[1]
-    while True:
-        row, _ = find(shelf, stamps, slot, code)
-        if row < 0:
+    entry, row = int(code & np.uint64(page.shape[1] - 1)), -1
+    while row < 0:
+        if page[slot, entry] == 0:
             page[slot] = fresh(shelf, rows, 0) + 1
-        elif codes[row] == 0 or 1 << depth[row // WAYS] >= sets:
-            return row
         else:
-            _split(shelf, rows, slot, int(code & np.uint64(sets - 1)))
+            _split(shelf, rows, slot, entry)
+        row, _ = find(page, depth, codes, stamps, slot, code)
+    return row
 
 
 @njit(cache=True, nogil=True)

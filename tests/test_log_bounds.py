@@ -34,14 +34,44 @@ from raywatch.models.logs import Logs
 from raywatch.models.settings import DecideSettings
 
 
-def test_memory_of_a_key_is_what_its_arrays_take() -> None:
+def test_memory_of_a_key_grows_with_use_up_to_what_its_arrays_may_take() -> None:
+    """In a snapshot; in memory a page has a number on the stock beside it."""
     for sessions in (False, True):
         state = Logs(DecideSettings(), sessions=sessions)
         state.ensure(1)
         state.observe(part_of(BATCH, slice(1)), NOBODY)
-        saved = state.state()
-        del saved["row"]
-        assert sum(each.nbytes for each in saved.values()) == logs.key_bytes(sessions)
+        young = _bytes(state)
+        assert young < 3_000 + 4_000 * sessions  # a page of each kind, and the entries
+        state.observe(wild(5_000, sessions=5_000), NOBODY)
+        full = logs.key_bytes(sessions)
+        stock = 4 * sum(state.pages.values())
+        assert 0.9 * full < _bytes(state) + stock <= full
+
+
+def _bytes(state: Logs) -> int:
+    saved = state.state()
+    del saved["row"]
+    return sum(each.nbytes for each in saved.values())
+
+
+def test_two_thousand_services_with_few_open_sessions_take_forty_megabytes_at_most() -> None:
+    state = Logs(DecideSettings(), sessions=True, idle_ms=1_000)
+    state.ensure(2_000)
+    batch = part_of(BATCH, slice(3_000))
+    for slot in range(0, 2_000, 2):
+        state.observe(batch._replace(slots=batch.slots + np.int32(slot)), NOBODY)
+    assert np.count_nonzero(state.state()["lines.ordinal"] > 1_000) == 2_000
+    assert _bytes(state) < 40e6
+
+
+def test_a_session_that_ended_takes_no_memory() -> None:
+    state = Logs(DecideSettings(), sessions=True, idle_ms=1_000)
+    state.ensure(1)
+    state.observe(wild(20_000, sessions=5_000, gap_ms=0), NOBODY)
+    assert state.pages["sessions"] == log_sessions.SESSIONS // 8
+    quiet = wild(2 * log_sessions.SESSIONS, sessions=0)
+    state.observe(quiet._replace(time_ms=quiet.time_ms + 10**9), NOBODY)
+    assert state.pages["sessions"] == 0
 
 
 def test_memory_is_a_sum_of_what_there_is() -> None:
