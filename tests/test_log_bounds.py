@@ -29,9 +29,35 @@ from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
 from raywatch.models import log_lines, log_sessions, logs
 from raywatch.models.following import KEY_BYTES
 from raywatch.models.incident import Episode
+from raywatch.models.log_shelf import mix
 from raywatch.models.log_template import FAMILIES, VALUES
 from raywatch.models.logs import Logs
+from raywatch.models.scorer import I64
 from raywatch.models.settings import DecideSettings
+
+
+def wild(count: int, *, sessions: int, gap_ms: int = 1) -> logs.Batch:
+    """Lines of one key in thousands of kinds, each in one of so many sessions; 0: in none."""
+    rng = np.random.default_rng(5)
+    words = ["".join(word) for word in rng.choice(list("abcdefgh"), (4_000, 6))]
+    raw = [
+        " ".join(words[int(at)] for at in row).encode()
+        for row in rng.integers(4_000, size=(count, 4))
+    ]
+    size = np.array([len(each) for each in raw], np.int32)
+    begin, none = np.cumsum(size, dtype=np.int64) - size, np.zeros(count, np.int64)
+    session = mixed(1 + rng.integers(0, sessions, count)) if sessions else none
+    return logs.Batch(
+        none.astype(np.int32), 2 * 10**12 + gap_ms * np.arange(count),
+        np.frombuffer(b"".join(raw), np.uint8), begin, size, session, begin, np.minimum(size, 9),
+    )  # fmt: skip
+
+
+def mixed(numbers: I64) -> I64:
+    """Hashes of sessions."""
+    return np.array([mix(np.uint64(each), np.uint64(1)) for each in numbers], np.uint64).view(
+        np.int64
+    )
 
 
 def test_memory_of_a_key_grows_with_use_up_to_what_its_arrays_may_take() -> None:
