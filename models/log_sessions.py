@@ -57,8 +57,8 @@ ALONE = (KINDS // WAYS).bit_length() - 1  # depth of a page of kinds
 _BIN = np.searchsorted(np.array(STEPS), np.arange(256), side="right").astype(np.int64)
 
 TOTAL, LINE, ODD = range(3)
-NOTICED, ID, KIND, COUNT, RECORDS, LOW, HIGH = range(7)  # columns of an end
-END = 7
+NOTICED, ID, KIND, COUNT, RECORDS, LOW, HIGH, APART = range(8)  # columns of an end
+END = 8
 
 
 class Sessions(NamedTuple):
@@ -118,7 +118,9 @@ class Texts(NamedTuple):
 class Ends(NamedTuple):
     """The sessions that ended, in the order of the records that noticed it."""
 
-    row: I64  # (M, END) NOTICED, ID, KIND (the strangest), COUNT of it, RECORDS, LOW, HIGH
+    # (M, END) NOTICED, ID, KIND (the strangest), COUNT of it, RECORDS, LOW, HIGH, APART (1: strange
+    # to the memory guard, whatever strange ones came before it)
+    row: I64
     session_id: U8  # (M, ID_BYTES)
     head: U8  # (M, HEAD_BYTES) of the strangest kind
     score: F64  # (M,)
@@ -137,8 +139,8 @@ def _rarity(past: F64, total: float, step: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _close(state: Sessions, slot: int, counts: U8, usual: I64) -> tuple[float, int]:
-    """Judge a session by the population, then let it teach: (score, strangest kind).
+def _close(state: Sessions, slot: int, counts: U8, usual: I64) -> tuple[float, int, bool]:
+    """Judge a session by the population, then let it teach: (score, strangest kind, APART).
 
     `usual`: out (2,), see `_usual`, of that kind.
     """
@@ -161,7 +163,7 @@ def _close(state: Sessions, slot: int, counts: U8, usual: I64) -> tuple[float, i
     if not young:
         sums[ODD] += ((1.0 if strange else 0.0) - sums[ODD]) / RECENT
         if far or (strange and sums[ODD] > CROWD):
-            return worst + SHARE * total, which
+            return worst + SHARE * total, which, True
     for t in range(KINDS):
         if page[t // WAYS] > 0:
             past[_row_of(page, t), _BIN[counts[t]]] += 1.0
@@ -169,7 +171,7 @@ def _close(state: Sessions, slot: int, counts: U8, usual: I64) -> tuple[float, i
     if young or not strange:
         gain = 3.0 * max(0.005, 1.0 / (sums[TOTAL] + 1.0)) * max(sums[LINE], 1.0)
         sums[LINE] = max(sums[LINE] + gain * ((1.0 if total > sums[LINE] else 0.0) - 0.01), 0.0)
-    return worst + SHARE * total, which
+    return worst + SHARE * total, which, strange and not young
 
 
 @njit(cache=True, nogil=True)
@@ -245,7 +247,8 @@ def _copy(text: U8, begin: int, size: int, to: U8) -> None:
 def _end(state: Sessions, slot: int, row: int, n: int, done: int, ends: Ends) -> None:
     """Judge the session of a row, write its end down as number `done`, free the row."""
     counts, out = state.counts[row], ends.row[done]
-    ends.score[done], which = _close(state, slot, counts, out[LOW : HIGH + 1])
+    ends.score[done], which, apart = _close(state, slot, counts, out[LOW : HIGH + 1])
+    out[APART] = 1 if apart else 0
     out[NOTICED], out[ID] = n, np.int64(state.session.code[row])
     out[KIND], out[COUNT], out[RECORDS] = which, counts[which], state.records[row]
     ends.session_id[done] = state.session_id[row]

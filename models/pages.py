@@ -71,9 +71,9 @@ def fresh(shelf: Shelf, rows: Any, deep: int) -> int:
     depth, stock = shelf.depth, shelf.stock
     if stock[FREE] > 0:
         stock[FREE] -= 1
-        page = stock[STACK + stock[FREE]]
+        page = int(stock[STACK + stock[FREE]])
     else:
-        page = stock[USED]
+        page = int(stock[USED])
         stock[USED] += 1
     depth[page] = deep
     begin, end = page * WAYS, (page + 1) * WAYS

@@ -34,6 +34,7 @@ from raywatch.models.log_template import FAMILIES, VALUES
 from raywatch.models.logs import Logs
 from raywatch.models.scorer import I64
 from raywatch.models.settings import DecideSettings
+from raywatch.models.strange_sessions import NAMED, Strange, Told
 
 
 def wild(count: int, *, sessions: int, gap_ms: int = 1) -> logs.Batch:
@@ -133,6 +134,8 @@ def test_an_alert_is_no_larger_than_the_sum_says() -> None:
     ends.row[:] = 1 << 40
     ends.row[:, [log_sessions.LOW, log_sessions.HIGH]] = 5, 9
     words._seen = words._seen._replace(said=loud, ends=ends)
+    name = heads[0, : log_sessions.ID_BYTES].tobytes()
+    flow._told[0] = Told((Strange(name, 10_000, 1.23456789e-300),) * NAMED, 1 << 40, 1 << 40)
     for component in ("step", "session"):
         episode = Episode(
             0, "open", 0, 10**13, 9, 1e-300, 1e9, 1e9, component, (1.0, 0.0), (np.nan,) * 2,

@@ -26,7 +26,7 @@ def followed(
         pages = [Pages(entries, rows) for entries, rows in kernel.PAGES.values()]
         for each in pages:
             each.reserve(1)
-        own = (np.zeros((1, *tail), kind) for tail, kind in kernel.LAYOUT.values())
+        own: Any = (np.zeros((1, *tail), kind) for tail, kind in kernel.LAYOUT.values())
         state = kernel.Sessions(*(a for each in pages for a in each.tables()), *own)
     count = len(at)
     early, ends = np.empty(count), _room(kernel.ENDS_MAX * count)
@@ -145,5 +145,8 @@ def test_what_is_far_from_all_others_teaches_nothing() -> None:
     scores = ends.score[ends.row[:, kernel.ID] > 401]
     assert len(scores) >= 35
     assert scores.min() == scores.max() > 4.0  # the fortieth is as strange as the first
+    apart = ends.row[:, kernel.APART] == 1
+    assert apart[ends.row[:, kernel.ID] > 401].all()
+    assert not apart[ends.row[:, kernel.ID] <= kernel.YOUNG].any()
     assert state.sums[0, kernel.TOTAL] == pytest.approx(400.0, abs=2)
     assert np.nanmax(early[-200:]) > 2.5  # said while it runs
