@@ -171,9 +171,9 @@ def _evidence(seen: Seen, columns: int) -> F64:
 def _ends(seen: Seen, slots: I32) -> Ends:
     """The sessions that ended, as incidents are told of them."""
     ends = seen.ends
-    index = ends.row[:, log_sessions.NOTICED]
+    noticed = ends.row[:, log_sessions.NOTICED]
     return Ends(
-        index, slots[index], ends.session_id, ends.row[:, log_sessions.RECORDS],
+        noticed, slots[noticed], ends.session_id, ends.row[:, log_sessions.RECORDS],
         10.0**-seen.said.end_rare, ends.row[:, log_sessions.APART] == 1,
     )  # fmt: skip
 

@@ -68,7 +68,7 @@ class Sessions(NamedTuple):
     stamp: I64  # (R,) the key's count of records at its last one
     place: U16  # (R,) of the SESSIONS, each at most once
     last_ms: I64  # (R,)
-    records: I32  # (R,)
+    records: U16  # (R,)
     counts: U8  # (R, KINDS) 255: that or more
     session_id: U8  # (R, ID_BYTES) beginning of the id, zeros behind it
     kind: Shelf  # template of each kind, in order of first sight; this and the next two in rows
@@ -87,7 +87,7 @@ PAGES: dict[str, tuple[int, dict[str, tuple[tuple[int, ...], Any]]]] = {
             "stamp": ((), np.int64),
             "place": ((), np.uint16),
             "last_ms": ((), np.int64),
-            "records": ((), np.int32),
+            "records": ((), np.uint16),
             "counts": ((KINDS,), np.uint8),
             "id": ((ID_BYTES,), np.uint8),
         },

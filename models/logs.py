@@ -5,7 +5,7 @@ A line's template is a function of its bytes (log_template.py). Per key, five nu
 probability by the key's own past (log_judging.py).
 
 State of a key lies in a row (places.py) and, as it needs them, in pages (pages.py): at most 47 KB,
-with sessions 208 KB.
+with sessions 198 KB.
 """
 
 from collections.abc import Mapping

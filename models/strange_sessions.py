@@ -42,7 +42,7 @@ class Told(NamedTuple):
 class Ends(NamedTuple):
     """M sessions that ended, in the order of the records that noticed it."""
 
-    index: I64  # (M,) of the record, in batch order
+    noticed: I64  # (M,) by which record, in batch order
     slot: I32  # (M,) of its key
     session: U8  # (M, ID_BYTES)
     records: I64  # (M,)
@@ -95,7 +95,7 @@ class StrangeSessions:
     def _note(self, ends: Ends, strange: list[int], before: int) -> list[int]:
         """Note those whose record comes `before`; returns the others."""
         for done, at in enumerate(strange):
-            if ends.index[at] >= before:
+            if ends.noticed[at] >= before:
                 return strange[done:]
             found = self._open.get(int(ends.slot[at]))
             if found is None:
