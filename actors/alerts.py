@@ -18,10 +18,12 @@ from typing import Any, Literal, TypedDict, cast
 
 from raywatch.actors.phrases import key_text, odds, printable, short, span_of, when
 from raywatch.actors.ports import Partition
+from raywatch.actors.session_words import name_of, sentence
 from raywatch.actors.spec import DetectorSpec
 from raywatch.models.decide import Episode, Forgotten
 from raywatch.models.missing import Silence
 from raywatch.models.scorer import F64
+from raywatch.models.strange_sessions import Told
 
 SCHEMA = "raywatch.alert/1"
 ANOMALY = "anomaly"
@@ -118,6 +120,7 @@ class Shown(TypedDict, total=False):
     """What an alert may show beside the numbers of its episode."""
 
     line: Line | None
+    sessions: Told | None
     edge: Edge | None
     window: "Window | None"
     words: tuple[tuple[str, float], ...]  # of the words behind the channels: text, and `seen`
@@ -163,6 +166,7 @@ class Alert:
     # components that call the channel that weighs most rare, rarest first, and -log10 p
     reasons: tuple[tuple[str, float], ...] = ()
     line: Line | None = None
+    sessions: Told | None = None  # of a record that may have one
     edge: Edge | None = None
 
     @property
@@ -214,6 +218,8 @@ class Alert:
             fields["reason"] = self.reason
         if self.line is not None:
             fields["line"] = _line(self.line)
+        if self.sessions is not None:
+            fields["sessions"] = _sessions(self.sessions)
         if self.edge is not None:
             fields["edge"] = {"name": self.edge.name, "expected": _expected(self.edge.expected)}
         body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -241,6 +247,7 @@ def from_episode(
     window: Window | None = None,
     words: tuple[tuple[str, float], ...] = (),
     line: Line | None = None,
+    sessions: Told | None = None,
     edge: Edge | None = None,
 ) -> Alert:
     """An anomaly alert.
@@ -256,6 +263,7 @@ def from_episode(
         window: the values that led up to it.
         words: see Shown.
         line: of a record that is one.
+        sessions: that were strange since the last alert of the incident.
         edge: of a record that is a call.
     """
     names = spec.columns
@@ -296,6 +304,7 @@ def from_episode(
         run_kind=run_kind or _kind_of(origin),
         window=window,
         line=line,
+        sessions=sessions,
         edge=edge,
     )
 
@@ -398,6 +407,14 @@ def _line(line: Line) -> dict[str, Any]:
     }
 
 
+def _sessions(told: Told) -> dict[str, Any]:
+    strange = [
+        {"session": name_of(each), "records": each.records, "tail_probability": _number(each.p)}
+        for each in told.named
+    ]
+    return {"strange": strange, "more": told.more, "total": told.total}
+
+
 def _expected(expected: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
     return [{"component": name, "words": words} for name, words in expected]
 
@@ -440,9 +457,12 @@ def _anomaly_words(alert: Alert) -> str:
     if alert.reason == FORGOTTEN:
         began = when(alert.since_ms)
         return f"{who}, strange since {began}, is forgotten: its partition holds too many keys."
+    sessions = sentence(alert.sessions, alert.state)
     if alert.state == "resolved":
         end = f": {readings}." if readings else "."
-        return f"{who} is back to usual after {span_of(alert.at_ms - alert.since_ms)}{end}"
+        return (
+            f"{who} is back to usual after {span_of(alert.at_ms - alert.since_ms)}{end}{sessions}"
+        )
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
@@ -450,7 +470,7 @@ def _anomaly_words(alert: Alert) -> str:
     again = f", worse {span_of(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
     return (
         f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
-        f"this{alike}."
+        f"this{alike}.{sessions}"
     )
 
 

@@ -12,15 +12,17 @@ from raywatch.actors.alerts import Shown
 from raywatch.actors.alone import AloneFlow, grouped
 from raywatch.actors.bare_lines import decode_lines
 from raywatch.actors.flow import Batch, Part
+from raywatch.actors.keys import Gone
 from raywatch.actors.log_words import SESSION_MAX, Words, text_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.pseudonyms import WITHHELD
 from raywatch.actors.records import Records
 from raywatch.models import incident, log_sessions, logs
 from raywatch.models.following import FIRED, INDEX, KIND, ORDINAL, SINCE, Following
-from raywatch.models.incident import Decided, Ended, Episode
+from raywatch.models.incident import Decided, Ended, Episode, Forgotten
 from raywatch.models.logs import COMPONENTS, OF_LINES, Logs, Seen
 from raywatch.models.scorer import F64, I32, I64, ModelSpec, Scores
+from raywatch.models.strange_sessions import Ends, StrangeSessions, Told
 
 NAMES = tuple(each.name for each in COMPONENTS)
 
@@ -44,7 +46,9 @@ class LogsFlow(AloneFlow):
             keep=not self._withheld,
         )
         self.following = Following(decide, NAMES)
+        self.strange = StrangeSessions(decide.probability)
         self._words: Words | None = None  # of the batch at hand
+        self._told: dict[int, Told] = {}  # by record of it
 
     def _decoded(self, fetched: Fetched) -> Records:
         record = self.spec.record
@@ -63,6 +67,8 @@ class LogsFlow(AloneFlow):
         event, held, steps = self.following.follow(
             slots, records.time_ms, rare, np.maximum(fired, 0), self._account(batch)
         )
+        told = self.strange.follow(_ends(seen, slots), slots, steps)
+        self._told = dict(zip(steps[:, INDEX].tolist(), told, strict=True))
         place = grouped(batch)
         p = 10.0**-rare
         evidence = _evidence(seen, records.words.shape[1])
@@ -123,10 +129,17 @@ class LogsFlow(AloneFlow):
         line = self._words.line(at, raw, session, fired=fired)
         if fired == "session" and line.text is not None:
             texts[0] = line.text
-        return {"words": tuple((text, math.nan) for text in texts), "line": line}
+        told = self._told[at] if self.spec.record.session is not None else None
+        return {
+            "words": tuple((text, math.nan) for text in texts), "line": line, "sessions": told,
+        }  # fmt: skip
+
+    def _forgotten(self, gone: Gone) -> list[Forgotten]:
+        self.strange.forget(gone.slot)
+        return super()._forgotten(gone)
 
     def _own(self) -> dict[str, Part]:
-        return {"logs": self.logs}
+        return {"logs": self.logs, "strange": self.strange}
 
     def layout(self) -> str:
         """With sessions a key has other arrays; another silence makes other sessions."""
@@ -153,6 +166,16 @@ def _evidence(seen: Seen, columns: int) -> F64:
     found[:, 0] = beyond[:, : len(OF_LINES)].sum(axis=1)
     found[:, 1:] += beyond[:, len(OF_LINES) :].sum(axis=1)[:, None]
     return found
+
+
+def _ends(seen: Seen, slots: I32) -> Ends:
+    """The sessions that ended, as incidents are told of them."""
+    ends = seen.ends
+    noticed = ends.row[:, log_sessions.NOTICED]
+    return Ends(
+        noticed, slots[noticed], ends.session_id, ends.row[:, log_sessions.RECORDS],
+        10.0**-seen.said.end_rare, ends.row[:, log_sessions.APART] == 1,
+    )  # fmt: skip
 
 
 def _ended(seen: Seen, place: I64) -> Ended:

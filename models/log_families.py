@@ -8,7 +8,7 @@ then on new templates in it go by its id, and so do those of a family that is a 
 Ids that were given stay: a template known before its family opened keeps its own until it is
 forgotten.
 
-Bounded: FAMILIES rows a key, the longest unused is forgotten (log_shelf.py). Two bare words that
+Bounded: FAMILIES rows a key, the longest unused is forgotten (pages.py). Two bare words that
 vary at once open no family.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from raywatch.models.log_shelf import find
+from raywatch.models.pages import Shelf, find, room
 from raywatch.models.scorer import I32, I64
 
 U64 = NDArray[np.uint64]
@@ -31,9 +31,9 @@ def resolve(
     families: U64,
     slot: int,
     now: int,
-    known: U64,
+    known: Shelf,
     known_stamp: I64,
-    family: U64,
+    family: Shelf,
     family_stamp: I64,
     met: I32,
 ) -> np.uint64:
@@ -44,23 +44,29 @@ def resolve(
         families: (F,) those of its families, 0 behind the last one.
         slot: the key.
         now: the key's count of lines.
-        known: (S, R) ids of the key's templates.
-        known_stamp: (S, R), see log_shelf.py.
-        family: (S, FAMILIES) ids, this and what follows is the state.
-        family_stamp: (S, FAMILIES), see log_shelf.py.
-        met: (S, FAMILIES) new templates that counted for each.
+        known: ids of the key's templates.
+        known_stamp: (R,), see pages.py.
+        family: ids, this and what follows is the state.
+        family_stamp: (R,), see pages.py.
+        met: (R,) new templates that counted for each.
     """
     chosen, most = code, OPEN - 1
+    page, depth, _, codes = family
+    known_page, known_depth, _, known_code = known
     for each in families:
         if each == 0:
             break
-        row, there = find(family, family_stamp, slot, each)
+        row, there = find(page, depth, codes, family_stamp, slot, each)
+        if row < 0:
+            row = room(family, family_stamp, (family_stamp, met), slot, each)
         if not there:
-            family[slot, row] = each
-            met[slot, row] = 0
-        met[slot, row] += 1
-        family_stamp[slot, row] = now
-        count = met[slot, row]
-        if count > most or (most < OPEN and find(known, known_stamp, slot, each)[1]):
+            codes[row] = each
+            met[row] = 0
+        met[row] += 1
+        family_stamp[row] = now
+        count = met[row]
+        if count > most or (
+            most < OPEN and find(known_page, known_depth, known_code, known_stamp, slot, each)[1]
+        ):
             chosen, most = each, max(count, OPEN)
     return chosen

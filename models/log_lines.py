@@ -11,8 +11,8 @@ are never all zero, so that their tails can be learned. Counts fade with one hal
 the key's lines; means with `RATE` once there are enough. A line is judged by the lines before it
 only.
 
-State of a key is a fixed set of rows (log_shelf.py says which are forgotten): 256 templates, 512
-pairs, 512 families. It knows nothing of words inside values and nothing of templates that fall
+State of a key grows with use up to 256 templates, 512 pairs, 512 families (pages.py says which are
+then forgotten). It knows nothing of words inside values and nothing of templates that fall
 silent for ever.
 """
 
@@ -24,8 +24,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raywatch.models.log_families import FAMILIES, resolve
-from raywatch.models.log_shelf import LAST, find, mix, new_rarity, rarity
-from raywatch.models.scorer import F32, F64, I32, I64
+from raywatch.models.log_shelf import LAST, WAYS, mix, new_rarity, rarity
+from raywatch.models.pages import Shelf, find, room
+from raywatch.models.scorer import F32, F64, I32, I64, U8
 
 U64 = NDArray[np.uint64]
 
@@ -62,17 +63,17 @@ WHY = 13
 class Lines(NamedTuple):
     """Everything that is remembered of the lines of S keys."""
 
-    code: U64  # (S, TEMPLATES) id of the template, 0: free
-    stamp: I64  # (S, TEMPLATES) the key's count of lines when it was last seen
-    last_ms: I64  # (S, TEMPLATES)
-    stat: F32  # (S, TEMPLATES, 6)
-    numbers: F32  # (S, TEMPLATES, NUMBERS, 3)
-    family: U64  # (S, FAMILIES) see log_families.py
-    family_stamp: I64  # (S, FAMILIES)
-    met: I32  # (S, FAMILIES)
-    pair: U64  # (S, PAIRS)
-    pair_stamp: I64  # (S, PAIRS)
-    pair_count: F32  # (S, PAIRS)
+    template: Shelf  # its codes are ids; this and the next four in rows
+    stamp: I64  # (R,) the key's count of lines when it was last seen
+    last_ms: I64  # (R,)
+    stat: F32  # (R, 6)
+    numbers: F32  # (R, NUMBERS, 3)
+    family: Shelf  # see log_families.py
+    family_stamp: I64  # (R,)
+    met: I32  # (R,)
+    pair: Shelf
+    pair_stamp: I64  # (R,)
+    pair_count: F32  # (R,)
     ordinal: I64  # (S,) lines of the key
     before: U64  # (S,) template of the last line
     news: I64  # (S, 2, LAST) the key's count of lines at its last new templates, new pairs
@@ -80,18 +81,21 @@ class Lines(NamedTuple):
     total: F64  # (S,) faded count of lines
 
 
+# What a key has in pages: how many at most, and what is in a row, in the order of Lines.
+PAGES: dict[str, tuple[int, dict[str, tuple[tuple[int, ...], Any]]]] = {
+    "templates": (
+        TEMPLATES // WAYS,
+        {
+            "stamp": ((), np.int64),
+            "last_ms": ((), np.int64),
+            "stat": ((6,), np.float32),
+            "numbers": ((NUMBERS, 3), np.float32),
+        },
+    ),
+    "families": (FAMILIES // WAYS, {"stamp": ((), np.int64), "met": ((), np.int32)}),
+    "pairs": (PAIRS // WAYS, {"stamp": ((), np.int64), "count": ((), np.float32)}),
+}
 LAYOUT: dict[str, tuple[tuple[int, ...], Any]] = {
-    "code": ((TEMPLATES,), np.uint64),
-    "stamp": ((TEMPLATES,), np.int64),
-    "last_ms": ((TEMPLATES,), np.int64),
-    "stat": ((TEMPLATES, 6), np.float32),
-    "numbers": ((TEMPLATES, NUMBERS, 3), np.float32),
-    "family": ((FAMILIES,), np.uint64),
-    "family_stamp": ((FAMILIES,), np.int64),
-    "met": ((FAMILIES,), np.int32),
-    "pair": ((PAIRS,), np.uint64),
-    "pair_stamp": ((PAIRS,), np.int64),
-    "pair_count": ((PAIRS,), np.float32),
     "ordinal": ((), np.int64),
     "before": ((), np.uint64),
     "news": ((2, LAST), np.int64),
@@ -132,14 +136,14 @@ def _log(value: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _numbers(numbers: F32, slot: int, row: int, value: F64, judged: bool, why: F64) -> float:
+def _numbers(numbers: F32, value: F64, judged: bool, why: F64) -> float:
     """The strangest number of a line; learns all of them."""
     worst = 0.0
     why[PLACE] = -1.0
     for i in range(NUMBERS):
         if not math.isfinite(value[i]):
             continue
-        cell = numbers[slot, row, i]
+        cell = numbers[i]
         seen, mean, variance = cell[SEEN], cell[MEAN], cell[VARIANCE]
         z, cell[MEAN], cell[VARIANCE] = _visit(mean, variance, seen, _log(value[i]))
         cell[SEEN] = min(seen + 1.0, 1e6)
@@ -152,23 +156,26 @@ def _numbers(numbers: F32, slot: int, row: int, value: F64, judged: bool, why: F
 
 @njit(cache=True, nogil=True)
 def _order(
-    code: U64, stamp: I64, stat: F32, pair: U64, pair_stamp: I64, pair_count: F32, news: I64,
-    slot: int, now: int, before: np.uint64, this: np.uint64, known: bool, why: F64,
+    page: I32, depth: U8, code: U64, stamp: I64, stat: F32, pair_page: I32, pair_depth: U8,
+    pair_code: U64, pair_stamp: I64, pair_count: F32, pair: Shelf, news: I64, slot: int, now: int,
+    before: np.uint64, this: np.uint64, known: bool, why: F64,
 ) -> float:  # fmt: skip
     """How strange it is that a template follows the one before it; learns the pair."""
     strange, often = 0.0, 0.0
     both = mix(before, this)
-    at, met = find(pair, pair_stamp, slot, both)
+    at, met = find(pair_page, pair_depth, pair_code, pair_stamp, slot, both)
     if met:
-        often = pair_count[slot, at] * FADE ** (now - pair_stamp[slot, at])
+        often = pair_count[at] * FADE ** (now - pair_stamp[at])
+    elif at < 0:
+        at = room(pair, pair_stamp, (pair_stamp, pair_count), slot, both)
     if known:
-        prior, there = find(code, stamp, slot, before)
-        why[FOLLOWS], why[PRIOR] = often, stat[slot, prior, COUNT] if there else 0.0
+        prior, there = find(page, depth, code, stamp, slot, before)
+        why[FOLLOWS], why[PRIOR] = often, stat[prior, COUNT] if there else 0.0
         if met and there:
-            strange = rarity(often, stat[slot, prior, COUNT])
+            strange = rarity(often, stat[prior, COUNT])
         elif not met:
             strange = new_rarity(news, now)
-    pair[slot, at], pair_stamp[slot, at], pair_count[slot, at] = both, now, often + 1.0
+    pair_code[at], pair_stamp[at], pair_count[at] = both, now, often + 1.0
     return strange
 
 
@@ -220,43 +227,48 @@ def look(
         why: out (N, WHY), what explains it.
     """
     # Taking an array out of a tuple counts a reference: not once a record.
-    code, stamp, last_ms, stat, numbers, family, family_stamp, met = state[:8]
+    template, stamp, last_ms, stat, numbers, family, family_stamp, met = state[:8]
     pair, pair_stamp, pair_count, ordinal, before, news, pace, total = state[8:]
+    page, depth, _, code = template
+    pair_page, pair_depth, _, pair_code = pair
     for n in range(slots.shape[0]):
         slot, this, reason = slots[n], strange[n], why[n]
         now = int(ordinal[slot]) + 1
         ordinal[slot], age[n] = now, now - 1
         reason[:] = 0.0
-        row, known = find(code, stamp, slot, codes[n])
+        row, known = find(page, depth, code, stamp, slot, codes[n])
         if not known:
             codes[n] = resolve(
-                codes[n], families[n], slot, now, code, stamp, family, family_stamp, met
+                codes[n], families[n], slot, now, template, stamp, family, family_stamp, met
             )
-            row, known = find(code, stamp, slot, codes[n])
-        cell, count, gap = stat[slot, row], 0.0, 0.0
+            row, known = find(page, depth, code, stamp, slot, codes[n])
+        if row < 0:
+            row = room(template, stamp, (stamp, last_ms, stat, numbers), slot, codes[n])
+        cell, count, gap = stat[row], 0.0, 0.0
         if known:
-            count = cell[COUNT] * FADE ** (now - stamp[slot, row])
-            gap = max(float(time_ms[n] - last_ms[slot, row]), 0.0)
+            count = cell[COUNT] * FADE ** (now - stamp[row])
+            gap = max(float(time_ms[n] - last_ms[row]), 0.0)
             this[RARE] = rarity(count, float(total[slot]))
             reason[SHARE] = count / total[slot]
         else:
-            code[slot, row] = codes[n]
+            code[row] = codes[n]
             cell[:] = 0.0
-            numbers[slot, row] = 0.0
-            last_ms[slot, row] = time_ms[n]
+            numbers[row] = 0.0
+            last_ms[row] = time_ms[n]
             reason[SPAN] = now - news[slot, NEW, LAST - 1]
             this[RARE] = new_rarity(news[slot, NEW], now)
         this[STEP] = 0.0
         if before[slot] != 0:
             this[STEP] = _order(
-                code, stamp, stat, pair, pair_stamp, pair_count, news[slot, NEW_PAIRS], slot, now,
+                page, depth, code, stamp, stat, pair_page, pair_depth, pair_code, pair_stamp,
+                pair_count, pair, news[slot, NEW_PAIRS], slot, now,
                 np.uint64(before[slot]), codes[n], known, reason,
             )  # fmt: skip
         before[slot] = codes[n]
         this[PAUSE] = max(_quiet(pace[slot], float(time_ms[n]), now, reason), 0.0)
         _tempo(cell, gap, count, known, this, reason)
-        this[NUMBER] = _numbers(numbers, slot, row, values[n], count >= LINES_MIN, reason)
+        this[NUMBER] = _numbers(numbers[row], values[n], count >= LINES_MIN, reason)
         cell[COUNT] = count + 1.0
-        stamp[slot, row] = now
-        last_ms[slot, row] = max(time_ms[n], last_ms[slot, row])
+        stamp[row] = now
+        last_ms[row] = max(time_ms[n], last_ms[row])
         total[slot] = total[slot] * FADE + 1.0

@@ -4,7 +4,8 @@ A line's template is a function of its bytes (log_template.py). Per key, five nu
 (log_lines.py) and, where records have a session, two of it (log_sessions.py) become one tail
 probability by the key's own past (log_judging.py).
 
-State of a key is 47 KB, with sessions 205 KB: it lies in rows (places.py).
+State of a key lies in a row (places.py) and, as it needs them, in pages (pages.py): at most 47 KB,
+with sessions 198 KB.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from raywatch.models.errors import ArtifactError
 from raywatch.models.log_judging import Judged, Out, Rule
 from raywatch.models.log_lines import Lines
 from raywatch.models.log_sessions import ENDS_MAX, Ends, Sessions, Texts
-from raywatch.models.places import Layout, Places, bytes_of
+from raywatch.models.log_shelf import WAYS
+from raywatch.models.pages import Layout, Pages
+from raywatch.models.places import Places, bytes_of
 from raywatch.models.scorer import F64, I32, I64, U8, Component
 from raywatch.models.settings import DecideSettings
 from raywatch.models.unasked import Unasked
@@ -43,18 +46,24 @@ def _judged(sessions: bool) -> Layout:
     }
 
 
-def layout(sessions: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and kind of each array, by key."""
+def layout(sessions: bool) -> Layout:
+    """Shape and kind of each array that has a row for each key."""
     found = {f"lines.{name}": each for name, each in log_lines.LAYOUT.items()}
     found |= {f"judged.{name}": each for name, each in _judged(sessions).items()}
     if sessions:
-        found |= {f"sessions.{name}": each for name, each in log_sessions.LAYOUT.items()}
+        found |= {f"population.{name}": each for name, each in log_sessions.LAYOUT.items()}
     return found
 
 
+def _pages(sessions: bool) -> dict[str, Pages]:
+    kinds = {**log_lines.PAGES, **(log_sessions.PAGES if sessions else {})}
+    return {name: Pages(entries, rows) for name, (entries, rows) in kinds.items()}
+
+
 def key_bytes(sessions: bool) -> int:
-    """State of one key."""
-    return bytes_of(layout(sessions))
+    """State of one key that has all that a key may have."""
+    pages = _pages(sessions).values()
+    return bytes_of(layout(sessions)) + sum(each.key_bytes_max for each in pages)
 
 
 class LogsModel(Unasked):
@@ -114,12 +123,18 @@ class Logs:
         self._idle_ms = idle_ms
         self._keep = log_sessions.HEAD_BYTES if keep else 0
         self._sessions = sessions
-        self._places = Places(layout(sessions))
+        self._pages = _pages(sessions)
+        self._places = Places(layout(sessions), self._pages)
 
     @property
     def rows(self) -> int:
         """Rows that were ever given to a key: what memory is taken for."""
         return self._places.rows
+
+    @property
+    def pages(self) -> dict[str, int]:
+        """Pages that keys have, by kind."""
+        return {name: each.used for name, each in self._pages.items()}
 
     def ensure(self, slots: int) -> None:
         """Have room for slots 0 .. slots-1."""
@@ -142,7 +157,8 @@ class Logs:
         for part in self._places.pieces(count, gone):
             texts = self._texts(batch, part)
             slots = self._places.placed(batch.slots[part])
-            lines, judged = self._state(Lines, "lines"), self._state(Judged, "judged")
+            lines = self._places.of(Lines, "lines.", log_lines.PAGES)
+            judged = self._places.of(Judged, "judged.")
             log_lines.look(
                 slots, batch.time_ms[part], code[part], family[part], values[part], lines,
                 before[part], strange[part], why[part],
@@ -151,7 +167,8 @@ class Logs:
             if self._sessions:
                 new = log_sessions.follow(
                     slots, batch.time_ms[part], batch.session[part], code[part], texts,
-                    self._idle_ms, self._state(Sessions, "sessions"),
+                    self._idle_ms,
+                    self._places.of(Sessions, "population.", log_sessions.PAGES),
                     early[part], rest,
                 )  # fmt: skip
                 strange[part, -1] = early[part]
@@ -171,9 +188,6 @@ class Logs:
             batch.text, batch.line_begin[part], batch.line_size[part], batch.id_begin[part],
             batch.id_size[part], self._keep,
         )  # fmt: skip
-
-    def _state(self, kind: Any, prefix: str) -> Any:
-        return self._places.of(kind, f"{prefix}.")
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything remembered, as copies: `row` by slot, the rest by row, in order of slots."""
@@ -228,19 +242,23 @@ def _sound(saved: Mapping[str, NDArray[Any]], sessions: bool) -> bool:
     """Whether all numbers can be, as far as kernels need it."""
     floats = [each for each in saved.values() if each.dtype.kind == "f"]
     sound = all(bool(np.isfinite(each).all()) for each in floats)
-    counts = ["lines.stat", "lines.met", "lines.pair_count", "lines.ordinal", "lines.total"]
+    counts = ["templates.stat", "families.met", "pairs.count", "lines.ordinal", "lines.total"]
     counts += ["judged.calibration", "judged.session"]
-    counts += ["sessions.records", "sessions.past", "sessions.sums"] if sessions else []
+    counts += ["sessions.records", "kinds.past", "population.sums"] if sessions else []
     sound = sound and all(bool((saved[name] >= 0).all()) for name in counts)
-    numbers, pace, news = saved["lines.numbers"], saved["lines.pace"], saved["lines.news"]
+    numbers, pace, news = saved["templates.numbers"], saved["lines.pace"], saved["lines.news"]
     sound = sound and bool((numbers[..., [log_lines.SEEN, log_lines.VARIANCE]] >= 0).all())
     sound = sound and bool((pace[:, 1:] >= 0).all())
     now = saved["lines.ordinal"]
-    for stamp in ("stamp", "family_stamp", "pair_stamp"):
-        each = saved[f"lines.{stamp}"]
-        sound = sound and bool(((each >= 0) & (each <= now[:, None])).all())
+    for name in log_lines.PAGES:
+        # Who has a page: all its stamps are counts of that key's lines.
+        page, stamp = saved[f"{name}.page"], saved[f"{name}.stamp"]
+        owner = np.zeros(saved[f"{name}.depth"].shape[0] + 1, np.int64)
+        owner[page] = np.arange(page.shape[0])[:, None]
+        latest = np.repeat(now[owner[1:]], WAYS)
+        sound = sound and bool(((stamp >= 0) & (stamp <= latest)).all())
     sound = sound and bool(((news >= 0) & (news <= now[:, None, None])).all())
-    return sound and (not sessions or bool((saved["sessions.ordinal"] >= 0).all()))
+    return sound and (not sessions or bool((saved["population.ordinal"] >= 0).all()))
 
 
 def warm_logs() -> None:

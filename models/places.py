@@ -6,16 +6,15 @@ record that displaces it, also within a batch; numbers of rows mean nothing, and
 again is zeros.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raywatch.models.pages import Layout, Pages
 from raywatch.models.rows import Rows
 from raywatch.models.scorer import I32, I64
-
-Layout = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and kind of each array, by key
 
 
 def bytes_of(layout: Layout) -> int:
@@ -28,8 +27,9 @@ def bytes_of(layout: Layout) -> int:
 class Places:
     """Rows of the keys of one lane. One thread uses it."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = dict(layout)
+    def __init__(self, layout: Layout, pages: Mapping[str, Pages] | None = None) -> None:
+        """`pages`: what keys have beside their rows, by the prefix of its names."""
+        self._layout, self._pages = dict(layout), dict(pages or {})
         self._row = Rows((), np.int32)  # by slot: its row + 1, 0: it has none
         self._slots = 0
         self._arrays = {n: Rows(tail, kind) for n, (tail, kind) in self._layout.items()}
@@ -74,16 +74,26 @@ class Places:
             table[slot] = row + 1
         for each in self._arrays.values() if new.shape[0] else ():
             each.reserve(self._used)
+        for pages in self._pages.values() if new.shape[0] else ():
+            pages.reserve(self._used)
         return table[slots] - np.int32(1)
 
     def _release(self, slots: I64) -> None:
         table = self._row.array
-        self._free += [row - 1 for row in table[slots].tolist() if row > 0]
+        rows = [row - 1 for row in table[slots].tolist() if row > 0]
+        self._free += rows
         table[slots] = 0
+        for pages in self._pages.values() if rows else ():
+            pages.release(rows)
 
-    def of(self, kind: Any, prefix: str = "") -> Any:
-        """The arrays of one kernel, a named tuple. Not to be kept: a view holds memory down."""
-        return kind(*(self._arrays[f"{prefix}{name}"].array for name in kind._fields))
+    def of(self, kind: Any, prefix: str = "", pages: Iterable[str] = ()) -> Any:
+        """The arrays of one kernel, a named tuple: those of pages, then those of rows.
+
+        Not to be kept: a view holds memory down.
+        """
+        paged = [each for name in pages for each in self._pages[name].tables()]
+        names = kind._fields[len(paged) :]
+        return kind(*paged, *(self._arrays[f"{prefix}{name}"].array for name in names))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything remembered, as copies: `row` by slot, the rest by row, in order of slots."""
@@ -91,7 +101,11 @@ class Places:
         used = np.flatnonzero(rows)
         row = np.zeros(self._slots, np.int32)
         row[used] = np.arange(1, used.shape[0] + 1)
-        return {"row": row, **{n: a.array[rows[used] - 1] for n, a in self._arrays.items()}}
+        found = {"row": row, **{n: a.array[rows[used] - 1] for n, a in self._arrays.items()}}
+        for prefix, pages in self._pages.items():
+            parts = pages.state(rows[used] - 1)
+            found |= {f"{prefix}.{name}": each for name, each in parts.items()}
+        return found
 
     def fits(self, saved: Mapping[str, NDArray[Any]]) -> bool:
         """Whether rows and shapes can be what `state` gave."""
@@ -99,8 +113,11 @@ class Places:
         count = int(np.count_nonzero(row))
         sound = row.ndim == 1 and bool((row[row > 0] == np.arange(1, count + 1)).all())
         sound = sound and bool((row >= 0).all())
-        return sound and all(
+        sound = sound and all(
             saved[name].shape == (count, *tail) for name, (tail, _) in self._layout.items()
+        )
+        return sound and all(
+            pages.fits(_below(saved, prefix), count) for prefix, pages in self._pages.items()
         )
 
     def load(self, saved: Mapping[str, NDArray[Any]]) -> None:
@@ -117,3 +134,11 @@ class Places:
             fresh.reserve(count)
             fresh.array[:count] = saved[name]
             self._arrays[name] = fresh
+        for prefix, pages in self._pages.items():
+            pages.load(_below(saved, prefix), count)
+
+
+def _below(saved: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """What stands below a prefix."""
+    begin = len(prefix) + 1
+    return {name[begin:]: each for name, each in saved.items() if name.startswith(f"{prefix}.")}

@@ -29,19 +29,76 @@ from raywatch.cluster.memory import _sketches, key_bytes, memory_bound
 from raywatch.models import log_lines, log_sessions, logs
 from raywatch.models.following import KEY_BYTES
 from raywatch.models.incident import Episode
+from raywatch.models.log_shelf import mix
 from raywatch.models.log_template import FAMILIES, VALUES
 from raywatch.models.logs import Logs
+from raywatch.models.scorer import I64
 from raywatch.models.settings import DecideSettings
+from raywatch.models.strange_sessions import NAMED, Strange, Told
 
 
-def test_memory_of_a_key_is_what_its_arrays_take() -> None:
+def wild(count: int, *, sessions: int, gap_ms: int = 1) -> logs.Batch:
+    """Lines of one key in thousands of kinds, each in one of so many sessions; 0: in none."""
+    rng = np.random.default_rng(5)
+    words = ["".join(word) for word in rng.choice(list("abcdefgh"), (4_000, 6))]
+    raw = [
+        " ".join(words[int(at)] for at in row).encode()
+        for row in rng.integers(4_000, size=(count, 4))
+    ]
+    size = np.array([len(each) for each in raw], np.int32)
+    begin, none = np.cumsum(size, dtype=np.int64) - size, np.zeros(count, np.int64)
+    session = mixed(1 + rng.integers(0, sessions, count)) if sessions else none
+    return logs.Batch(
+        none.astype(np.int32), 2 * 10**12 + gap_ms * np.arange(count),
+        np.frombuffer(b"".join(raw), np.uint8), begin, size, session, begin, np.minimum(size, 9),
+    )  # fmt: skip
+
+
+def mixed(numbers: I64) -> I64:
+    """Hashes of sessions."""
+    return np.array([mix(np.uint64(each), np.uint64(1)) for each in numbers], np.uint64).view(
+        np.int64
+    )
+
+
+def test_memory_of_a_key_grows_with_use_up_to_what_its_arrays_may_take() -> None:
+    """In a snapshot; in memory a page has a number on the stock beside it."""
     for sessions in (False, True):
         state = Logs(DecideSettings(), sessions=sessions)
         state.ensure(1)
         state.observe(part_of(BATCH, slice(1)), NOBODY)
-        saved = state.state()
-        del saved["row"]
-        assert sum(each.nbytes for each in saved.values()) == logs.key_bytes(sessions)
+        young = _bytes(state)
+        assert young < 3_000 + 4_000 * sessions  # a page of each kind, and the entries
+        state.observe(wild(5_000, sessions=5_000), NOBODY)
+        full = logs.key_bytes(sessions)
+        stock = 4 * sum(state.pages.values())
+        assert 0.9 * full < _bytes(state) + stock <= full
+
+
+def _bytes(state: Logs) -> int:
+    saved = state.state()
+    del saved["row"]
+    return sum(each.nbytes for each in saved.values())
+
+
+def test_two_thousand_services_with_few_open_sessions_take_forty_megabytes_at_most() -> None:
+    state = Logs(DecideSettings(), sessions=True, idle_ms=1_000)
+    state.ensure(2_000)
+    batch = part_of(BATCH, slice(3_000))
+    for slot in range(0, 2_000, 2):
+        state.observe(batch._replace(slots=batch.slots + np.int32(slot)), NOBODY)
+    assert np.count_nonzero(state.state()["lines.ordinal"] > 1_000) == 2_000
+    assert _bytes(state) < 40e6
+
+
+def test_a_session_that_ended_takes_no_memory() -> None:
+    state = Logs(DecideSettings(), sessions=True, idle_ms=1_000)
+    state.ensure(1)
+    state.observe(wild(20_000, sessions=5_000, gap_ms=0), NOBODY)
+    assert state.pages["sessions"] == log_sessions.SESSIONS // 8
+    quiet = wild(2 * log_sessions.SESSIONS, sessions=0)
+    state.observe(quiet._replace(time_ms=quiet.time_ms + 10**9), NOBODY)
+    assert state.pages["sessions"] == 0
 
 
 def test_memory_is_a_sum_of_what_there_is() -> None:
@@ -77,6 +134,8 @@ def test_an_alert_is_no_larger_than_the_sum_says() -> None:
     ends.row[:] = 1 << 40
     ends.row[:, [log_sessions.LOW, log_sessions.HIGH]] = 5, 9
     words._seen = words._seen._replace(said=loud, ends=ends)
+    name = heads[0, : log_sessions.ID_BYTES].tobytes()
+    flow._told[0] = Told((Strange(name, 10_000, 1.23456789e-300),) * NAMED, 1 << 40, 1 << 40)
     for component in ("step", "session"):
         episode = Episode(
             0, "open", 0, 10**13, 9, 1e-300, 1e9, 1e9, component, (1.0, 0.0), (np.nan,) * 2,

@@ -12,6 +12,7 @@ import pytest
 
 from raywatch.models import log_sessions as kernel
 from raywatch.models.logs import _room
+from raywatch.models.pages import Pages
 
 IDLE_MS = 1_000
 NOTHING = np.frombuffer(b"\0", np.uint8)
@@ -22,8 +23,11 @@ def followed(
 ) -> tuple[kernel.Ends, Any, kernel.Sessions]:
     """Take records of one service: sessions that ended, `early`, the state behind them."""
     if state is None:
-        layout = kernel.LAYOUT.items()
-        state = kernel.Sessions(**{n: np.zeros((1, *tail), kind) for n, (tail, kind) in layout})
+        pages = [Pages(entries, rows) for entries, rows in kernel.PAGES.values()]
+        for each in pages:
+            each.reserve(1)
+        own: Any = (np.zeros((1, *tail), kind) for tail, kind in kernel.LAYOUT.values())
+        state = kernel.Sessions(*(a for each in pages for a in each.tables()), *own)
     count = len(at)
     early, ends = np.empty(count), _room(kernel.ENDS_MAX * count)
     none, size = np.zeros(count, np.int64), np.zeros(count, np.int32)
@@ -69,7 +73,8 @@ def test_of_too_many_the_longest_silent_ends() -> None:
 def test_a_record_without_a_session_ends_others_and_begins_none() -> None:
     _, early, state = followed([0, 1, 2], [0, 0, 0], [9, 9, 9])
     assert np.isnan(early).all()
-    assert not state.session.any()
+    assert not state.session.code.any()
+    assert not state.session.page.any()
     many = np.arange(kernel.SESSIONS) + 5_000
     ends, _, _ = followed(np.r_[0, many], np.r_[5, np.zeros(len(many))], np.full(len(many) + 1, 9))
     assert ends.row[:, kernel.ID].tolist() == [5]
@@ -140,5 +145,8 @@ def test_what_is_far_from_all_others_teaches_nothing() -> None:
     scores = ends.score[ends.row[:, kernel.ID] > 401]
     assert len(scores) >= 35
     assert scores.min() == scores.max() > 4.0  # the fortieth is as strange as the first
+    apart = ends.row[:, kernel.APART] == 1
+    assert apart[ends.row[:, kernel.ID] > 401].all()
+    assert not apart[ends.row[:, kernel.ID] <= kernel.YOUNG].any()
     assert state.sums[0, kernel.TOTAL] == pytest.approx(400.0, abs=2)
     assert np.nanmax(early[-200:]) > 2.5  # said while it runs

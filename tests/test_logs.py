@@ -200,9 +200,9 @@ def _gone(gone: tuple[Any, Any], at: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("lines.stat", -1.0), ("lines.pace", np.nan), ("lines.news", 1 << 40), ("row", -1),
-        ("lines.stamp", -5), ("judged.calibration", np.inf), ("sessions.past", -1.0), ("row", 7),
-        ("lines.numbers", np.inf),
+        ("templates.stat", -1.0), ("lines.pace", np.nan), ("lines.news", 1 << 40), ("row", -1),
+        ("templates.stamp", -5), ("judged.calibration", np.inf), ("kinds.past", -1.0), ("row", 7),
+        ("templates.numbers", np.inf),
     ],
 )  # fmt: skip
 def test_a_state_that_cannot_be_is_refused(name: str, value: float) -> None:
@@ -391,7 +391,9 @@ def test_keys_that_are_displaced_leave_no_trace_and_no_memory(tmp_path: Path) ->
     assert flow.keys.high > 100  # slots of one batch come back behind it,
     assert flow.logs.rows <= 8  # room for lines within it
     saved = flow.logs.state()
-    assert saved["lines.code"].shape[0] == len(flow.keys) <= 8
+    assert saved["lines.ordinal"].shape[0] == len(flow.keys) <= 8
+    held = {name: saved[f"{name}.depth"].shape[0] for name in flow.logs.pages}
+    assert held == flow.logs.pages  # pages of keys that are gone are nobody's
 
 
 def test_a_snapshot_of_fewer_partitions_is_taken_over() -> None:
