@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, TypedDict, cast
 
+from raywatch.actors.noticed import NOTICED, SHARED
 from raywatch.actors.phrases import key_text, odds, printable, short, span_of, when
 from raywatch.actors.ports import Partition
 from raywatch.actors.session_words import name_of, sentence
@@ -39,43 +40,6 @@ WORDS_COLUMNS = 3  # Likewise, of records with many columns.
 WORDS_CHANNELS = 2  # Channels named in the sentence: more are read from `channels`.
 WINDOW = 64  # Values of a window.
 STEP_MS = 1_000  # Time between two values of a window where the key's own pace is not known.
-
-# A component as what it noticed. A model's own component that is not here is named as it is.
-NOTICED = {
-    "s": "an unfamiliar short pattern",
-    "l": "an unfamiliar pattern",
-    "c4": "an unfamiliar course",
-    "c8": "an unfamiliar long course",
-    "ls": "a shifted level",
-    "lowr": "a signal gone flat",
-    "vs": "a signal grown restless",
-    "diff": "a sudden step",
-    "z": "an unusual value",
-    "rarity": "a rare combination of fields",
-    "burst": "a sudden run of records that look alike",
-    "fraud": "a payment like those that were labelled as fraud",
-    "customer_amount": "an unusual amount for this customer",
-    "rare": "a rare kind of line",
-    "step": "an unusual order of lines",
-    "pause": "an unusual pause",
-    "rush": "a rush of lines of one kind",
-    "number": "an unusual number in a line",
-    "early": "an unusual session, which still runs",
-    "session": "an unusual session",
-    "slow": "a slow call",
-    "slower": "calls that take longer than usual",
-    "errors": "more failed calls than usual",
-    "edge": "calls that it rarely or never had",
-    "hour": "an unusual value for this hour",
-    "hour_mean": "an unusual level for this hour",
-    "hour_long": "a level that stays unusual for this hour",
-    "novel": "a value that it never had",
-    "count": "more or less than usual for this hour, added up",
-}
-
-
-# Components that a partition calibrates for all of its keys.
-SHARED = ("rarity", "burst", "fraud", "customer_amount")
 
 
 @dataclass(frozen=True, slots=True)

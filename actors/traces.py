@@ -81,7 +81,7 @@ class TracesFlow(AloneFlow):
             time_ms=records.time_ms,
             words=records.words[:, :named],
             duration=records.values[:, 0],
-            failed=failed(ended),
+            failed=failed(ended, record.error or ""),
         )
 
     def _evidence_of(self, said: Out) -> F64:

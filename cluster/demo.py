@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from raywatch.actors.alerts import NOTICED
 from raywatch.actors.flow import Flow
+from raywatch.actors.noticed import NOTICED
 from raywatch.actors.phrases import odds
 from raywatch.actors.ports import Fetched, Out, Partition
 from raywatch.actors.spec import DetectorSpec

@@ -54,7 +54,7 @@ class Record(Settings):
         min_length=1,
         description="Field that says that a call failed, for `model: preset:traces`: a boolean, a "
         "status (`ERROR`, or its number), a code of HTTP, or what went wrong. Null, absent, false, "
-        "0, 1, `OK`, `UNSET` and 100 to 499 are no failure.",
+        "0, `OK`, `UNSET` and 100 to 499 are no failure; 1 is none in a field named for a status.",
     )
     id: str | None = Field(
         default=None,

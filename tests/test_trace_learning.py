@@ -168,7 +168,17 @@ def test_what_exporters_call_a_failure_is_one(status: Any, fails: int) -> None:
     assert given([row, row], SLOTS[:2]).failed.tolist() == [fails, fails]
     del row["status"]
     assert given([row], SLOTS[:1]).failed.tolist() == [0]
-    assert failed(np.array([hash_of(b"OK"), 0, -1])).tolist() == [0, 0, 1]
+    assert failed(np.array([hash_of(b"OK"), 0, -1]), "status").tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "fails"),
+    [("status", 0), ("status.code", 0), ("StatusCode", 0), ("http.code", 0), ("error", 1),
+     ("is_error", 1), ("failed", 1)],
+)  # fmt: skip
+def test_one_is_ok_in_a_status_and_a_failure_in_a_flag(field: str, fails: int) -> None:
+    assert failed(np.array([hash_of(b"1")]), field).tolist() == [fails]
+    assert failed(np.array([hash_of(each) for each in (b"0", b"2")]), field).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -187,7 +197,7 @@ def test_numbers_and_booleans_of_a_column_are_read_as_those_of_a_record(
     rows = [{**row, "status": each} for row, each in zip(ROWS, statuses, strict=False)]
     (piece,) = read_file(written(rows, tmp_path, kind), RECORD)
     assert not piece.records.rejects
-    assert failed(piece.records.words[:, -1]).tolist() == fails
+    assert failed(piece.records.words[:, -1], "status").tolist() == fails
 
 
 @pytest.mark.parametrize(

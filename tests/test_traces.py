@@ -95,7 +95,9 @@ def given(rows: list[dict[str, Any]], slots: Any) -> Calls:
     records = decode(Fetched(*place, values=values, keys=[]), RECORD)
     assert not records.rejects
     words = records.words
-    return Calls(slots, records.time_ms, words[:, :2], records.values[:, 0], failed(words[:, 2]))
+    return Calls(
+        slots, records.time_ms, words[:, :2], records.values[:, 0], failed(words[:, 2], "status")
+    )
 
 
 SLOTS = np.array([row["service"] == "cart" for row in ROWS], np.int32)
