@@ -399,6 +399,8 @@ def _sound(state: State, size: int) -> bool:
         state.miss,
         state.chance,
         state.span[..., [novelty.WIDTH]],
+        state.poisson,
+        state.peaks,
     )
     sizes = state.profile[:size, ..., [profile.VISITS, profile.VARIANCE]]
     counts = state.span[:size, novelty.COUNT]

@@ -113,12 +113,12 @@ def _sum(poisson: F64, slot: int, at: int, value: float, due: float) -> float:
     poisson[slot, DUE + at] = mean
     # A sum whose weights fall varies by mean / (1 + keep): as the count of so many times more does.
     seen, mean = (1.0 + keep) * seen, (1.0 + keep) * mean
-    nats = seen * math.log(seen / mean) - seen + mean if seen > 0.0 else mean
+    nats = max(seen * math.log(seen / mean) - seen + mean, 0.0) if seen > 0.0 else mean
     spread = _spread(poisson, slot, at, mean)
     gain = max(SPREAD_RATE, 1.0 / poisson[slot, JUDGED])
     deviance = min(2.0 * nats, SPREAD_CLIP * spread)
     poisson[slot, SPREAD + at] += gain * (deviance - poisson[slot, SPREAD + at])
-    return max(nats, 0.0) / spread
+    return nats / spread
 
 
 @njit(cache=True, nogil=True)
