@@ -2,7 +2,7 @@
 
 For each record of a key, in order: coarse scores are held until the next block ends; the sustained
 components are summed, the largest channel counts. Every event component of every channel, and where
-`views` is on what this stage sees in the values themselves (profile.py, novelty.py), is calibrated
+`views` is on what this stage sees in the values themselves (profile.py, novelty.py, week.py), is calibrated
 by the key's own past; together they say how rare the record is (judging.py), r = -log10 of a tail
 probability;
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.models import calibrate, incident, novelty, profile, promise
+from raywatch.models import calibrate, incident, novelty, profile, promise, week
 from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
@@ -71,6 +71,7 @@ Array = NDArray[Any]
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 REASONS = 5  # components that an alert names at most
+PROMISED = (profile.LONG, week.NAME)  # components with a part in p, and none in event scores
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -104,7 +105,7 @@ class Decider:
         self._table = _table(components, len(seen))
         trust = [each.trust if each.event else 0.0 for each in components]
         self._trust = np.array([*trust, *[1.0] * len(seen)])
-        self._ranks = np.array([float(name != profile.LONG) for name in self.names])
+        self._ranks = np.array([float(name not in PROMISED) for name in self.names])
         self._worth = np.log10(np.where(self._trust > 0.0, self._trust, 1.0))
         self._reach = np.array([novelty.REACH if n == novelty.NAME else np.inf for n in self.names])
         rate, excess_rate = calibrate.rates(settings.half_life)
@@ -131,6 +132,7 @@ class Decider:
             "range": Rows((channels, 2), np.float64),
             "span": Rows((novelty.COLUMNS,), np.float64),
             "marks": Rows((novelty.BINS,), np.uint8),
+            "week": Rows((week.COLUMNS,), np.float64),
             "miss": Rows((channels,), np.float64),
             "times": Rows((TIMES,), np.int64),
             "chance": Rows((2,), np.float64),
@@ -145,6 +147,8 @@ class Decider:
             unused |= {"recent"}
         if novelty.NAME not in seen:
             unused |= {"span", "marks"}
+        if week.NAME not in seen:
+            unused |= {"week"}
         self._used = tuple(name for name in self._rows if name not in unused)
         for name in self._used:
             self._rows[name].reserve(1)
@@ -282,6 +286,7 @@ class Decider:
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
+            teaches=np.full(rows, np.inf),
         )
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
@@ -394,13 +399,15 @@ def _sound(state: State, size: int) -> bool:
         state.miss,
         state.chance,
         state.span[..., [novelty.WIDTH]],
+        state.week[..., week.VARIANCE : week.HOUR],  # variances, weeks, `pool`, `all`, hours seen
+        state.week[..., [week.COUNT]],
     )
     sizes = state.profile[:size, ..., [profile.VISITS, profile.VARIANCE]]
     counts = state.span[:size, novelty.COUNT]
     total, opened = state.total[:size], state.incident[:size, incident.OPEN]
     return (
         all(bool((np.isfinite(p) & (p >= 0.0)).all()) for p in (*(p[:size] for p in parts), sizes))
-        and all(bool(np.isfinite(p[:size]).all()) for p in (state.profile, state.span))
+        and all(bool(np.isfinite(p[:size]).all()) for p in (state.profile, state.span, state.week))
         and bool((np.abs(state.promise[:size]) < promise.FARTHEST).all())
         and all(bool(((each >= 0) & (each < COUNT_MAX)).all()) for each in (sizes, counts, total))
         and bool(((opened >= incident.CALM) & (opened <= incident.HUSHED)).all())
@@ -420,11 +427,11 @@ def _own(array: Array, kind: type[np.generic]) -> Array:
 def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
-    Novelty and the smoothed hours are for keys of one channel. Among several, spikes that a channel
+    Novelty, the smoothed hours and the hours of the week are for keys of one channel. Among several, spikes that a channel
     has anyway are novel too often, and some channel or other always drifts off its hours (event
     recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """
-    return profile.VIEWS[:1] if channels > 1 else (*profile.VIEWS, novelty.NAME)
+    return profile.VIEWS[:1] if channels > 1 else (*profile.VIEWS, novelty.NAME, week.NAME)
 
 
 def _table(components: tuple[Component, ...], views: int) -> I64:

@@ -3,7 +3,8 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour (profile.py), and for keys of one channel hour_mean, hour_long and novel (novelty.py).
+hour (profile.py), and for keys of one channel hour_mean, hour_long, novel (novelty.py) and week
+(week.py).
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from numba import njit
 
-from raywatch.models import budget, calibrate, incident, judging, novelty, profile, promise
+from raywatch.models import budget, calibrate, incident, judging, novelty, profile, promise, week
 from raywatch.models.budget import Account
 from raywatch.models.scorer import F32, F64, I32, I64, U8
 
@@ -54,6 +55,7 @@ class State(NamedTuple):
     range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
+    week: F64  # (S, 535), likewise
     miss: F64  # (S, C) mean distance between what models expect and what comes
     times: I64  # (S, 76) time of every 8th record
     chance: F64  # (S, 2)
@@ -92,6 +94,7 @@ class Scratch(NamedTuple):
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
+    teaches: F64  # (rows,) likewise
 
 
 class Out(NamedTuple):
@@ -306,6 +309,13 @@ def _view(
         strange[novel, 0], usual[novel, 0] = novelty.look(
             state.span, state.marks, slot, values[at, 0]
         )
+        level, last = novel + 1, scratch.teaches.shape[0] - 1
+        strange[level, 0], usual[level, 0], scratch.spread[level, 0], begun = week.look(
+            state.week, slot, time_ms, values[at, 0]
+        )
+        scratch.teaches[last] = week.teaches(
+            state.calibration, slot, last, strange[level, 0], begun
+        )
 
 
 @njit(cache=True, nogil=True)
@@ -329,7 +339,7 @@ def decide_batch(
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, evidence, values = scratch.now, scratch.evidence, batch.values
     trust, ranks, worth, reach = scratch.trust, scratch.ranks, scratch.worth, scratch.reach
-    belief, ranges = scratch.belief, state.range
+    belief, teaches, ranges = scratch.belief, scratch.teaches, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views, asked = now.shape[0] > engine, out.evidence.shape[0] > 0
@@ -345,8 +355,8 @@ def decide_batch(
             _view(state, slot, time_ms[at], values, at, now[engine:], belief[engine:], scratch)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
-            now, trust, ranks, worth, reach, belief, calibration, joint, evidence, scratch.said,
-            slot, rule.warmup, rule.rate, rule.excess_rate,
+            now, trust, ranks, worth, reach, belief, teaches, calibration, joint, evidence,
+            scratch.said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup
         if fired >= 0:
