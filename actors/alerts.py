@@ -68,6 +68,7 @@ NOTICED = {
     "hour_mean": "an unusual level for this hour",
     "hour_long": "a level that stays unusual for this hour",
     "novel": "a value that it never had",
+    "week": "an unusual level for this hour of the week",
 }
 
 

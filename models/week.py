@@ -13,8 +13,8 @@ day, `all` of all hours: three weeks are too few for a variance of their own. Wh
 to e is bounded: single ones are for others to judge. No say before an hour had three weeks.
 
 z has no unit, so its calibrator (calibrate.py) begins as if it had been taught what is measured of
-made-up keys, and goes on from there. It is taught once an hour, as records of one hour say the same,
-and no score teaches more than twice the line: a day that is strange must not grow usual by noon.
+made-up keys, and goes on from there. It is taught once an hour, as records of one hour say the
+same, and no score teaches more than twice the line: a strange day must not grow usual by noon.
 
 State of a key of one channel is `week[slot, 0..534]`: mean, variance and weeks of 168 hours, `pool`
 of 24, then what the names below say. Zeros are new. It knows no time zones and no holidays.
