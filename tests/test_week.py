@@ -89,7 +89,7 @@ def test_a_value_is_judged_as_the_formula_says() -> None:
     assert np.isnan(told[: 3 * 7 * DAY]).all()
     assert not np.isnan(told[3 * 7 * DAY + 2 :]).any()
     usual, fault = told[4 * 7 * DAY : 6 * 7 * DAY], told[6 * 7 * DAY + 2 * DAY :][:DAY]
-    assert max(usual) < 6.0 < max(fault) <= 15.0
+    assert max(usual) < 7.0 < max(fault) <= 15.0
 
 
 def test_what_is_missing_or_late_teaches_no_hour() -> None:
