@@ -84,7 +84,7 @@ def test_the_bound_grows_with_every_setting_that_names_it() -> None:
         replace(HERE, in_flight_bytes=2 * HERE.in_flight_bytes),
         replace(HERE, record=replace(record, key_bytes_max=65)),
         replace(HERE, record=replace(record, bytes_max=2 * record.bytes_max)),
-        # Two channels take less than what keys of one have more, and are decided in smaller batches.
+        # Not two: keys of one have more views, and batches of two are smaller.
         replace(HERE, record=replace(record, values=("x", "y", "z"))),
         replace(HERE, record=replace(record, pseudonymise=("key",))),
     ):
