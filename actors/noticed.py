@@ -31,6 +31,7 @@ NOTICED = {
     "hour_long": "a level that stays unusual for this hour",
     "novel": "a value that it never had",
     "count": "more or less than usual for this hour, added up",
+    "week": "an unusual level for this hour of the week",
 }
 
 # Components that a partition calibrates for all of its keys.

@@ -30,6 +30,7 @@ import quality_network as network
 import quality_payments as payments
 import quality_sets as sets
 import quality_traces as traces
+import quality_weeks
 from quality_page import GOALS, Page, Plot, Row, Section
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -298,6 +299,7 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "injections": injections,
     "alarms": alarms,
     "counters": quality_counters.counters,
+    "weeks": quality_weeks.weeks,
     "loghub": lambda bench: logs.loghub(bench.folder),
     "log_lines": lambda bench: log_lines.lines(bench.room),
     "hdfs": lambda bench: logs.hdfs(bench.folder, bench.room),

@@ -33,6 +33,7 @@ NEEDS = {  # what each part of the report reads
     "alarms": ("smd.npz", "asd.npz"),
     "loghub": ("loghub_2k",),
     "counters": (),
+    "weeks": (),
     "log_lines": (),
     "hdfs": ("hdfs/normal_sessions.txt", "hdfs/abnormal_sessions.txt"),
     "nsl_kdd": ("nsl_kdd.parquet",),

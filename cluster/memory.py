@@ -33,9 +33,10 @@ COMPONENT_BYTES = 56  # of a channel, for each component,
 HELD_BYTES = 8  # for each component on a coarse level,
 HOUR_BYTES = 600  # for each view of the time of day,
 MISS_RANGE_BYTES = 24  # and for the mean miss and the range
-# Keys of one channel have more views: means by the hour, of values that are kept, novelty, counts.
-MORE_VIEWS, MORE_HOURS, RECENT_BYTES, COUNTED_BYTES = 4, 2, 512, 608
-COMPONENTS, COARSE = 13, 3  # at most, of shipped models; views of the decide stage included
+# Keys of one channel have more views: means by the hour, of values that are kept, novelty, counts
+# and the hours of the week.
+MORE_VIEWS, MORE_HOURS, RECENT_BYTES, COUNTED_BYTES, WEEK_BYTES = 5, 2, 512, 608, 4_280
+COMPONENTS, COARSE = 14, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
 WORD_BYTES = 64  # of a text: hash and place, twice; what explains it
@@ -97,7 +98,8 @@ def key_bytes(spec: DetectorSpec) -> int:
         )
     channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_RANGE_BYTES
     channel += (COMPONENTS - MORE_VIEWS) * COMPONENT_BYTES
-    more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + COUNTED_BYTES + MORE_VIEWS * COMPONENT_BYTES
+    more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + COUNTED_BYTES + WEEK_BYTES
+    more += MORE_VIEWS * COMPONENT_BYTES
     channels = len(spec.record.values)
     text = ARENA_FACTOR * spec.record.key_bytes_max
     return KEY_BYTES + text + DECIDE_BYTES + channels * channel + (more if channels == 1 else 0)

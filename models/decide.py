@@ -2,9 +2,9 @@
 
 For each record of a key, in order: coarse scores are held until the next block ends; the sustained
 components are summed, the largest channel counts. Every event component of every channel, and where
-`views` is on what this stage sees in the values themselves (profile.py, novelty.py), is calibrated
-by the key's own past; together they say how rare the record is (judging.py), r = -log10 of a tail
-probability;
+`views` is on what this stage sees in the values themselves (profile.py, novelty.py, week.py), is
+calibrated by the key's own past; together they say how rare the record is (judging.py), r = -log10
+of a tail probability;
 
     event score = r - what is due to a key of this age         ranks records of all keys
     p = 10^-r as it was kept so far                            promise.py; 1 until the key is warm
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.models import calibrate, incident, novelty, peaks, poisson, profile, promise
+from raywatch.models import calibrate, incident, novelty, peaks, poisson, profile, promise, week
 from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
@@ -71,7 +71,7 @@ Array = NDArray[Any]
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 REASONS = 5  # components that an alert names at most
-LATE = (profile.LONG, poisson.NAME)  # see judging.py: they have a part in p alone
+PROMISED = (profile.LONG, poisson.NAME, week.NAME)  # they have a part in p, none in event scores
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -105,7 +105,7 @@ class Decider:
         self._table = _table(components, len(seen))
         trust = [each.trust if each.event else 0.0 for each in components]
         self._trust = np.array([*trust, *[1.0] * len(seen)])
-        self._ranks = np.array([float(name not in LATE) for name in self.names])
+        self._ranks = np.array([float(name not in PROMISED) for name in self.names])
         self._tails = np.array([float(name == poisson.NAME) for name in self.names])
         self._worth = np.log10(np.where(self._trust > 0.0, self._trust, 1.0))
         self._reach = np.array([novelty.REACH if n == novelty.NAME else np.inf for n in self.names])
@@ -135,6 +135,7 @@ class Decider:
             "marks": Rows((novelty.BINS,), np.uint8),
             "peaks": Rows((peaks.COLUMNS,), np.float64),
             "poisson": Rows((poisson.COLUMNS,), np.float64),
+            "week": Rows((week.COLUMNS,), np.float64),
             "miss": Rows((channels,), np.float64),
             "times": Rows((TIMES,), np.int64),
             "chance": Rows((2,), np.float64),
@@ -149,6 +150,8 @@ class Decider:
             unused |= {"recent"}
         if novelty.NAME not in seen:
             unused |= {"span", "marks", "poisson", "peaks"}
+        if week.NAME not in seen:
+            unused |= {"week"}
         self._used = tuple(name for name in self._rows if name not in unused)
         for name in self._used:
             self._rows[name].reserve(1)
@@ -287,6 +290,7 @@ class Decider:
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
+            teaches=np.full(rows, np.inf),
         )
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
@@ -401,13 +405,15 @@ def _sound(state: State, size: int) -> bool:
         state.span[..., [novelty.WIDTH]],
         state.poisson,
         state.peaks,
+        state.week[..., week.VARIANCE : week.HOUR],  # variances, weeks, `pool`, `all`, hours seen
+        state.week[..., [week.COUNT]],
     )
     sizes = state.profile[:size, ..., [profile.VISITS, profile.VARIANCE]]
     counts = state.span[:size, novelty.COUNT]
     total, opened = state.total[:size], state.incident[:size, incident.OPEN]
     return (
         all(bool((np.isfinite(p) & (p >= 0.0)).all()) for p in (*(p[:size] for p in parts), sizes))
-        and all(bool(np.isfinite(p[:size]).all()) for p in (state.profile, state.span))
+        and all(bool(np.isfinite(p[:size]).all()) for p in (state.profile, state.span, state.week))
         and bool((np.abs(state.promise[:size]) < promise.FARTHEST).all())
         and all(bool(((each >= 0) & (each < COUNT_MAX)).all()) for each in (sizes, counts, total))
         and bool(((opened >= incident.CALM) & (opened <= incident.HUSHED)).all())
@@ -427,11 +433,13 @@ def _own(array: Array, kind: type[np.generic]) -> Array:
 def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
-    Novelty and the smoothed hours are for keys of one channel. Among several, spikes that a channel
-    has anyway are novel too often, and some channel or other always drifts off its hours (event
-    recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
+    Novelty, smoothed hours and hours of the week are for keys of one channel. Among several, spikes
+    that a channel has anyway are novel too often, and some channel or other always drifts off its
+    hours (event recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """
-    return profile.VIEWS[:1] if channels > 1 else (*profile.VIEWS, novelty.NAME, poisson.NAME)
+    if channels > 1:
+        return profile.VIEWS[:1]
+    return (*profile.VIEWS, novelty.NAME, poisson.NAME, week.NAME)
 
 
 def _table(components: tuple[Component, ...], views: int) -> I64:

@@ -3,8 +3,8 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour (profile.py), and for keys of one channel hour_mean, hour_long, novel (novelty.py) and count
-(poisson.py).
+hour (profile.py), and for keys of one channel hour_mean, hour_long, novel (novelty.py), count
+(poisson.py) and week (week.py).
 """
 
 import math
@@ -22,6 +22,7 @@ from raywatch.models import (
     poisson,
     profile,
     promise,
+    week,
 )
 from raywatch.models.budget import Account
 from raywatch.models.scorer import F32, F64, I32, I64, U8
@@ -67,6 +68,7 @@ class State(NamedTuple):
     marks: U8  # (S, 256), likewise
     poisson: F64  # (S, 68), likewise
     peaks: F64  # (S, 8), likewise
+    week: F64  # (S, 535), likewise
     miss: F64  # (S, C) mean distance between what models expect and what comes
     times: I64  # (S, 76) time of every 8th record
     chance: F64  # (S, 2)
@@ -106,6 +108,7 @@ class Scratch(NamedTuple):
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
+    teaches: F64  # (rows,) likewise
 
 
 class Out(NamedTuple):
@@ -331,6 +334,13 @@ def _view(
         if not math.isnan(nats):
             strange[count, 0] = peaks.judge(state.peaks, slot, nats)
             peaks.learn(state.peaks, slot, nats, rate)
+        level, last = novel + 2, scratch.teaches.shape[0] - 1
+        strange[level, 0], usual[level, 0], scratch.spread[level, 0], begun = week.look(
+            state.week, slot, time_ms, values[at, 0]
+        )
+        scratch.teaches[last] = week.teaches(
+            state.calibration, slot, last, strange[level, 0], begun
+        )
 
 
 @njit(cache=True, nogil=True)
@@ -354,7 +364,7 @@ def decide_batch(
     calibration, joint, lines = state.calibration, state.joint, state.promise
     now, evidence, values = scratch.now, scratch.evidence, batch.values
     trust, ranks, worth, reach = scratch.trust, scratch.ranks, scratch.worth, scratch.reach
-    tails, belief, ranges = scratch.tails, scratch.belief, state.range
+    tails, belief, teaches, ranges = scratch.tails, scratch.belief, scratch.teaches, state.range
     debt, clock, part, sequence = account.debt, account.clock, account.partition, account.sequence
     engine, channels, limited = rule.engine, now.shape[1], account.share > 0.0
     views, asked = now.shape[0] > engine, out.evidence.shape[0] > 0
@@ -370,7 +380,7 @@ def decide_batch(
             _view(state, slot, time_ms[at], values, at, engine, now, belief, scratch, rule.rate)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
         every, rare, fired = judging.judge(
-            now, trust, ranks, tails, worth, reach, belief, calibration, joint, evidence,
+            now, trust, ranks, tails, worth, reach, belief, teaches, calibration, joint, evidence,
             scratch.said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         event, p, warm = max(every - judging.due(age), 0.0), 1.0, age >= rule.warmup

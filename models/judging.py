@@ -45,6 +45,7 @@ def judge(
     worth: F64,
     reach: F64,
     belief: F64,
+    teaches: F64,
     calibration: F64,
     joint: F64,
     evidence: F64,
@@ -64,6 +65,7 @@ def judge(
         worth: (rows,) log10 of trust.
         reach: (rows,) how far it may say more than log10 of the scores that it was taught.
         belief: (rows, C) share of what it says that is believed where p is concerned.
+        teaches: (rows,) the most that a score teaches; below 0 this one teaches nothing.
         calibration: (S, rows * C, 7) of each component and channel; brought forward.
         joint: (S, 1, 7) of the channels together, brought forward; not used where C is 1.
         evidence: out, (C,) sum of what components say of each channel beyond USUAL, by trust.
@@ -107,7 +109,8 @@ def judge(
                         rarest, fired = rare, row
             if not math.isnan(score):
                 calibration[slot, which, calibrate.HEARD] += 1.0
-            if not score > LARGEST:
+            if teaches[row] >= 0.0 and not score > LARGEST:
+                known = min(known, teaches[row])
                 calibrate.learn(calibration, slot, which, known, rate, excess_rate)
         evidence[channel] = total
         if channels == 1:

@@ -118,6 +118,7 @@ def judge(
     rows = strange.shape[1]
     trust, worth, reach = np.ones(rows), np.zeros(rows), np.full(rows, np.inf)
     ranks, tails = trust, worth  # all of them have a part in both, and none a tail of its own
+    teaches = reach  # and every score is learnt as it is
     said, evidence, known = np.zeros((rows, 1)), np.zeros(1), np.empty(calibrate.COLUMNS)
     belief = np.ones((rows, 1))
     done = 0
@@ -128,7 +129,8 @@ def judge(
         now = strange[n].reshape(rows, 1)
         known[:] = state.calibration[slot, RUSH]
         every, heard, fired = judging.judge(
-            now, trust, ranks, tails, worth, reach, belief, state.calibration, state.calibration,
+            now, trust, ranks, tails, worth, reach, belief, teaches, state.calibration,
+            state.calibration,
             evidence, said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         _rush(state, slot, said[RUSH, 0], known)
