@@ -141,17 +141,7 @@ class Decider:
             "chance": Rows((2,), np.float64),
             "incident": Rows((INCIDENT_COLUMNS,), np.int64),
         }
-        unused: set[str] = set()
-        if channels == 1:
-            unused |= {"joint", "range"}
-        if profile.VIEWS[0] not in seen:
-            unused |= {"profile"}
-        if profile.LONG not in seen:
-            unused |= {"recent"}
-        if novelty.NAME not in seen:
-            unused |= {"span", "marks", "poisson", "peaks"}
-        if week.NAME not in seen:
-            unused |= {"week"}
+        unused = _unused(seen, channels)
         self._used = tuple(name for name in self._rows if name not in unused)
         for name in self._used:
             self._rows[name].reserve(1)
@@ -428,6 +418,22 @@ def _label(name: str) -> int:
 def _own(array: Array, kind: type[np.generic]) -> Array:
     """The array as the kernels were compiled for: scores from shared memory are read-only."""
     return np.require(array, kind, ["C", "W", "A"])
+
+
+def _unused(views: tuple[str, ...], channels: int) -> set[str]:
+    """Parts of a state that these views do not have."""
+    unused: set[str] = set()
+    if channels == 1:
+        unused |= {"joint", "range"}
+    if profile.VIEWS[0] not in views:
+        unused |= {"profile"}
+    if profile.LONG not in views:
+        unused |= {"recent"}
+    if novelty.NAME not in views:
+        unused |= {"span", "marks", "poisson", "peaks"}
+    if week.NAME not in views:
+        unused |= {"week"}
+    return unused
 
 
 def _views(channels: int) -> tuple[str, ...]:
