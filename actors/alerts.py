@@ -411,7 +411,8 @@ def _anomaly_words(alert: Alert) -> str:
     if alert.component in SHARED:  # many columns have a small share each
         ranked = sorted(alert.channels, key=lambda channel: -channel.share)
         shown = [channel for channel in ranked[:WORDS_COLUMNS] if channel.share > 0.0]
-    readings = " and ".join(_reading(channel) for channel in shown)
+    over = alert.state == "resolved"
+    readings = " and ".join(_reading(channel, over) for channel in shown)
     if alert.line is not None and alert.line.expected:
         readings += f", {alert.line.expected[0][1]}"
     if alert.edge is not None:
@@ -448,7 +449,8 @@ def _missing_words(alert: Alert) -> str:
     return f"{who} has sent nothing for {span}, since {since}, while other keys went on."
 
 
-def _reading(channel: Channel) -> str:
+def _reading(channel: Channel, over: bool) -> str:
+    """What a channel is, and what was expected. Where much is strange, one value need not be."""
     if channel.word:
         new = ", never seen here" if channel.seen < 1.0 else ""
         return f"{channel.name} is {printable(channel.word.encode())}{new}"
@@ -461,4 +463,6 @@ def _reading(channel: Channel) -> str:
         usual = f"about {short(channel.expected)}"
     else:
         usual = f"{short(band[0])} to {short(band[1])}"
+        if not over and band[0] <= channel.observed <= band[1]:
+            return f"{channel.name} is {short(channel.observed)}, by itself within {usual}"
     return f"{channel.name} is {short(channel.observed)}, expected {usual}"

@@ -108,6 +108,12 @@ def test_an_alert_says_everything_a_receiver_needs() -> None:
     )
 
 
+def test_a_value_that_is_usual_by_itself_is_not_said_to_be_unexpected() -> None:
+    counted = replace(EPISODE, component="count", observed=(40.0, 8.0))
+    words = from_episode(SPEC, b"k", AT, ORIGIN, counted, "m@1").words
+    assert "added up: cpu is 40, by itself within 38 to 44; about" in words
+
+
 def test_the_bytes_are_the_same_every_time_and_their_names_are_sorted() -> None:
     one, two = (from_episode(SPEC, b"k", AT, ORIGIN, EPISODE, "m@1").to_json() for _ in range(2))
     assert one == two
