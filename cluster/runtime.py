@@ -348,7 +348,10 @@ def supervisor() -> Any:
 
 def deployed() -> Any:
     """The handle of the running supervisor, or None."""
-    return supervisor() if actors.SUPERVISOR in list_named_actors() else None
+    try:
+        return supervisor()
+    except Unreachable:  # no look at what names there are before: it may end in between
+        return None
 
 
 @dataclass(frozen=True, slots=True)
