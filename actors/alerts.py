@@ -129,6 +129,7 @@ class Alert:
     similar_ms: int | None = None  # about when it looked most alike
     # components that call the channel that weighs most rare, rarest first, and -log10 p
     reasons: tuple[tuple[str, float], ...] = ()
+    sums: tuple[float, float] | None = None  # of counts: what came and what was due
     line: Line | None = None
     sessions: Told | None = None  # of a record that may have one
     edge: Edge | None = None
@@ -182,6 +183,8 @@ class Alert:
             fields["reason"] = self.reason
         if self.line is not None:
             fields["line"] = _line(self.line)
+        if self.sums is not None:
+            fields["counted"] = {"came": _number(self.sums[0]), "due": _number(self.sums[1])}
         if self.sessions is not None:
             fields["sessions"] = _sessions(self.sessions)
         if self.edge is not None:
@@ -263,6 +266,7 @@ def from_episode(
         lag=episode.lag,
         similar_ms=episode.similar_ms,
         reasons=episode.reasons,
+        sums=episode.sums,
         model=version,
         origin=origin,
         run_kind=run_kind or _kind_of(origin),
@@ -429,6 +433,8 @@ def _anomaly_words(alert: Alert) -> str:
             f"{who} is back to usual after {span_of(alert.at_ms - alert.since_ms)}{end}{sessions}"
         )
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
+    if alert.sums is not None:
+        noticed = _counted(*alert.sums)
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
     alike = "" if alert.similar_ms is None else f", last alike at {when(alert.similar_ms)}"
@@ -437,6 +443,11 @@ def _anomaly_words(alert: Alert) -> str:
         f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
         f"this{alike}.{sessions}"
     )
+
+
+def _counted(came: float, due: float) -> str:
+    much = "fewer" if came < due else "more"
+    return f"{much} than usual for this hour, {short(came)} where {short(due)} were due"
 
 
 def _missing_words(alert: Alert) -> str:

@@ -237,6 +237,7 @@ class Decider:
             expected=np.empty((records, channels)),
             spread=np.empty((records, channels)),
             said=np.empty((records, rows)),
+            sums=np.empty((records, 2)),
             evidence=np.empty((records if self._evidence else 0, channels)),
         )
         batch = Batch(
@@ -280,6 +281,7 @@ class Decider:
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
+            sums=np.full(2, np.nan),
             teaches=np.full(rows, np.inf),
         )
 
@@ -322,7 +324,15 @@ class Decider:
             lag=int(what[LAG]),
             similar_ms=None if what[SIMILAR] == incident.NEVER else int(what[SIMILAR]),
             reasons=self._reasons(out.said[row]),
+            sums=self._sums(out, row),
         )
+
+    def _sums(self, out: Out, row: int) -> tuple[float, float] | None:
+        """What came and what was due, of an episode that is about counts."""
+        if self.names[int(out.episode[row, FIRED])] != poisson.NAME:
+            return None
+        came, due = out.sums[row].tolist()
+        return None if np.isnan(due) else (came, due)
 
     def _reasons(self, said: F64) -> tuple[tuple[str, float], ...]:
         """Components that called a channel rare, the rarest first, and their -log10 p."""

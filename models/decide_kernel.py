@@ -108,6 +108,7 @@ class Scratch(NamedTuple):
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
+    sums: F64  # (2,) what came and what was due, see poisson.py
     teaches: F64  # (rows,) likewise
 
 
@@ -123,6 +124,7 @@ class Out(NamedTuple):
     expected: F64  # (N, C)
     spread: F64  # (N, C) band around it, to one side
     said: F64  # (N, rows) of the channel that weighs most
+    sums: F64  # (N, 2) as of Scratch
     evidence: F64  # (N, C), or (0, C) where nobody asks
 
 
@@ -253,6 +255,7 @@ def _explain(
     slot, fired = out.episode[found, SLOT], out.episode[found, FIRED]
     worst = _shares(scratch.evidence, out.share, found)
     out.said[found] = scratch.said[:, worst]
+    out.sums[found] = scratch.sums
     for channel in range(channels):
         if fired >= engine:
             out.expected[found, channel] = scratch.usual[fired - engine, channel]
@@ -328,7 +331,7 @@ def _view(
         )
         count = novel + 1
         nats, usual[count, 0], scratch.spread[count, 0] = poisson.look(
-            state.poisson, slot, time_ms, values[at, 0]
+            state.poisson, slot, time_ms, values[at, 0], scratch.sums
         )
         strange[count, 0] = math.nan
         if not math.isnan(nats):

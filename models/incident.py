@@ -54,6 +54,7 @@ class Episode:
     similar_ms: int | None  # about when it looked most alike
     # components that called the channel of the largest share rare, rarest first, and -log10 p
     reasons: tuple[tuple[str, float], ...]
+    sums: tuple[float, float] | None = None  # what came and what was due; None: not about counts
 
 
 @dataclass(frozen=True, slots=True)

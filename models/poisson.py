@@ -41,6 +41,7 @@ SPREAD_CLIP = 12.0  # times the spread: what one record may teach of it
 STRANGE = 12.0  # nats
 LASTS = 256.0  # records
 
+CAME, SUM_DUE = range(2)
 WHOLE, LEVEL, LEVEL_DUE, QUIET, QUIET_MEAN, QUIETS, JUDGED, LASTED = range(8)
 SEEN = 8  # (SUMS,) what came
 DUE = SEEN + SUMS  # (SUMS,) what was due
@@ -51,11 +52,15 @@ COLUMNS = VISITS + HOURS
 
 
 @njit(cache=True, nogil=True)
-def look(poisson: F64, slot: int, time_ms: int, value: float) -> tuple[float, float, float]:
+def look(
+    poisson: F64, slot: int, time_ms: int, value: float, sums: F64
+) -> tuple[float, float, float]:
     """Judge a value, then learn it: (score, what was due, twice the deviation of that).
 
-    The score is NaN where the values are no counts, or what is due is not known yet.
+    The score is NaN where the values are no counts, or what is due is not known yet. `sums`: out,
+    (2,) what came and what was due where they differ most, NaN where there is no score.
     """
+    sums[CAME] = sums[SUM_DUE] = math.nan
     if math.isnan(value):
         return math.nan, math.nan, math.nan
     if not 0.0 <= value <= LARGEST or value != math.floor(value):
@@ -74,8 +79,13 @@ def look(poisson: F64, slot: int, time_ms: int, value: float) -> tuple[float, fl
     poisson[slot, LEVEL_DUE] = LEVEL_KEEP * poisson[slot, LEVEL_DUE] + base
     poisson[slot, JUDGED] += 1.0
     score = _quiet(poisson, slot, value, due)
+    sums[CAME], sums[SUM_DUE] = 0.0, poisson[slot, QUIET]
     for at in range(SUMS):
-        score = max(score, _sum(poisson, slot, at, value, due))
+        said = _sum(poisson, slot, at, value, due)
+        if said > score or (at == 0 and value > 0.0):
+            score = max(score, said)
+            sums[CAME] = (1.0 + KEEP[at]) * poisson[slot, SEEN + at]
+            sums[SUM_DUE] = (1.0 + KEEP[at]) * poisson[slot, DUE + at]
     poisson[slot, LASTED] = poisson[slot, LASTED] + 1.0 if score > STRANGE else 0.0
     if poisson[slot, LASTED] >= LASTS:
         _resettle(poisson, slot)

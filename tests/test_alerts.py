@@ -112,6 +112,12 @@ def test_a_value_that_is_usual_by_itself_is_not_said_to_be_unexpected() -> None:
     counted = replace(EPISODE, component="count", observed=(40.0, 8.0))
     words = from_episode(SPEC, b"k", AT, ORIGIN, counted, "m@1").words
     assert "added up: cpu is 40, by itself within 38 to 44; about" in words
+    for sums, said in (((0.0, 31.2), "fewer"), ((12.5, 3.0), "more")):
+        alert = from_episode(SPEC, b"k", AT, ORIGIN, replace(counted, sums=sums), "m@1")
+        came, due = sums
+        where = f"{said} than usual for this hour, {came:g} where {due:g} were due: cpu is 40"
+        assert where in alert.words
+        assert json.loads(alert.to_json())["counted"] == {"came": came, "due": due}
 
 
 def test_the_bytes_are_the_same_every_time_and_their_names_are_sorted() -> None:

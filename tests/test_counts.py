@@ -18,9 +18,9 @@ RATE = calibrate.rates(2_000)[0]
 def _said(values: F64, step_ms: int = MINUTE_MS) -> F64:
     """(N, 4) of a series: nats, what was due, twice its deviation, and -log10 p."""
     state, tail = np.zeros((1, poisson.COLUMNS)), np.zeros((1, peaks.COLUMNS))
-    out = np.empty((values.shape[0], 4))
+    out, sums = np.empty((values.shape[0], 4)), np.empty(2)
     for at, value in enumerate(values):
-        nats, due, width = poisson.look(state, 0, at * step_ms, value)
+        nats, due, width = poisson.look(state, 0, at * step_ms, value, sums)
         said = 0.0
         if not math.isnan(nats):
             said = peaks.judge(tail, 0, nats)
@@ -75,6 +75,20 @@ def test_a_counter_that_stops_is_seen_long_before_its_values_are_strange() -> No
     assert said[2 * DAY : stop, 3].max() < 5.0
 
 
+def test_what_came_and_what_was_due_is_told() -> None:
+    counts = np.random.default_rng(12).poisson(_day(2.0, 4 * DAY)).astype(np.float64)
+    counts[-20:] = 0.0
+    state, sums = np.zeros((1, poisson.COLUMNS)), np.empty(2)
+    for at, value in enumerate(counts):
+        poisson.look(state, 0, at * MINUTE_MS, value, sums)
+    assert sums[poisson.CAME] < 0.1 * sums[poisson.SUM_DUE]  # next to nothing,
+    assert sums[poisson.SUM_DUE] > 10.0
+    poisson.look(state, 0, counts.shape[0] * MINUTE_MS, 60.0, sums)
+    assert sums[poisson.CAME] > 2.0 * sums[poisson.SUM_DUE]  # and now far more than was due
+    poisson.look(state, 0, counts.shape[0] * MINUTE_MS, math.nan, sums)
+    assert np.isnan(sums).all()
+
+
 def test_an_incident_does_not_teach_that_it_is_usual() -> None:
     counts = np.random.default_rng(4).poisson(_day(10.0, 9 * DAY)).astype(np.float64)
     for day in (5, 6, 7, 8):
@@ -123,11 +137,11 @@ def test_what_is_no_count_is_silence_until_they_are_counts_again(value: float) -
 
 def test_a_missing_value_leaves_no_trace() -> None:
     counts = np.random.default_rng(9).poisson(_day(5.0, 4 * DAY)).astype(np.float64)
-    state = [np.zeros((1, poisson.COLUMNS)) for _ in range(2)]
+    state, sums = [np.zeros((1, poisson.COLUMNS)) for _ in range(2)], np.empty(2)
     for at, value in enumerate(counts):
         for each in state:
-            poisson.look(each, 0, at * MINUTE_MS, value)
-        assert math.isnan(poisson.look(state[1], 0, at * MINUTE_MS, math.nan)[0])
+            poisson.look(each, 0, at * MINUTE_MS, value, sums)
+        assert math.isnan(poisson.look(state[1], 0, at * MINUTE_MS, math.nan, sums)[0])
     np.testing.assert_array_equal(state[0], state[1])
 
 
