@@ -44,9 +44,7 @@ from raywatch.models.scorer import I64, U8
 GRAMMAR = "a7e098db0fab"  # SHA-256 of grammar.py, its beginning
 
 LINE_MS = 1_000  # from one line to the next where they do not say
-HELD_MIN = (
-    0.9  # share of the first lines that must hold a time before lines have times of their own
-)
+HELD_MIN = 0.9  # share of the first lines that must hold a time, or none has one of its own
 HEAD = 512  # bytes of a line in which an access log's time is looked for
 EPOCH_MIN_S, EPOCH_MAX_S = 631_152_000, 4_102_444_800  # 1990, 2100: other numbers are no times
 

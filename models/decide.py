@@ -2,9 +2,9 @@
 
 For each record of a key, in order: coarse scores are held until the next block ends; the sustained
 components are summed, the largest channel counts. Every event component of every channel, and where
-`views` is on what this stage sees in the values themselves (profile.py, novelty.py, week.py), is
-calibrated by the key's own past; together they say how rare the record is (judging.py), r = -log10
-of a tail probability;
+`views` is on what this stage sees in the values themselves (profile.py, novelty.py, poisson.py,
+week.py), is calibrated by the key's own past; together they say how rare the record is
+(judging.py), r = -log10 of a tail probability;
 
     event score = r - what is due to a key of this age         ranks records of all keys
     p = 10^-r as it was kept so far                            promise.py; 1 until the key is warm
@@ -449,9 +449,9 @@ def _unused(views: tuple[str, ...], channels: int) -> set[str]:
 def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
-    Novelty, smoothed hours and hours of the week are for keys of one channel. Among several, spikes
-    that a channel has anyway are novel too often, and some channel or other always drifts off its
-    hours (event recall at 0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
+    All but the hour are for keys of one channel. Among several, spikes that a channel has anyway
+    are novel too often, and some channel or other always drifts off its hours (event recall at 0.1 %:
+    SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """
     if channels > 1:
         return profile.VIEWS[:1]

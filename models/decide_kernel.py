@@ -108,8 +108,8 @@ class Scratch(NamedTuple):
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
-    sums: F64  # (2,) what came and what was due, see poisson.py
     teaches: F64  # (rows,) likewise
+    sums: F64  # (2,) what came and what was due, see poisson.py
 
 
 class Out(NamedTuple):

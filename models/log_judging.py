@@ -130,8 +130,7 @@ def judge(
         known[:] = state.calibration[slot, RUSH]
         every, heard, fired = judging.judge(
             now, trust, ranks, tails, worth, reach, belief, teaches, state.calibration,
-            state.calibration,
-            evidence, said, slot, rule.warmup, rule.rate, rule.excess_rate,
+            state.calibration, evidence, said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
         _rush(state, slot, said[RUSH, 0], known)
         out.said[n, :rows] = said[:, 0]

@@ -31,9 +31,8 @@ USED, FREE, STACK = range(3)  # of the stock: pages ever given, pages that came 
 class Shelf(NamedTuple):
     """Which page each key has where, and the codes in it."""
 
-    page: (
-        I32  # (S, SETS) page + 1, 0: none; all entries of a key have one, or none, where it splits
-    )
+    # (S, SETS) page + 1, 0: none; all entries of a key have one, or none, where it splits
+    page: I32
     depth: U8  # (P,) bits of a code that all codes of a page share
     stock: I32  # (STACK + P,)
     code: U64  # (P * WAYS,) 0: free

@@ -25,11 +25,11 @@ import math
 from numba import njit
 
 from raywatch.models import calibrate
+from raywatch.models.profile import HOUR_MS, VALUE_MAX
 from raywatch.models.scorer import F64
 
 NAME = "week"  # of the component
 HOURS, DAY = 168, 24
-HOUR_MS = 3_600_000
 WEEKS_MIN = 3.0  # of an hour before it judges
 RATE = 1.0 - 0.5 ** (1.0 / 4.0)  # of a mean and its variance, by week
 RATE_POOL = 1.0 - 0.5 ** (1.0 / 40.0)  # by day; there are seven in a week
@@ -40,7 +40,6 @@ SMOOTH_MS = 1_800_000.0
 GAIN_MIN = 1.0 / 64.0  # of records that come together
 FARTHEST = 15.0  # deviations that one value counts for at most
 LATE_HOURS = 24  # A record that is late by no more is judged, and teaches no hour.
-VALUE_MAX = 1e30  # as in profile.py
 
 # Of z, a record every 1 to 30 minutes, 10 weeks: 0.97 quantile 2.2 to 2.8, mean beyond it .6 to .7.
 Z_MEAN, Z_LINE, Z_EXCESS = 0.8, 2.4, 0.65
