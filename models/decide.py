@@ -450,8 +450,8 @@ def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
     All but the hour are for keys of one channel. Among several, spikes that a channel has anyway
-    are novel too often, and some channel or other always drifts off its hours (event recall at 0.1 %:
-    SMD .52 with hour_mean and .64 without, ASD .70 and .84).
+    are novel too often, and some channel or other always drifts off its hours (event recall at
+    0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
     """
     if channels > 1:
         return profile.VIEWS[:1]
