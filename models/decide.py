@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.models import calibrate, incident, novelty, peaks, poisson, profile, promise, week
+from raywatch.models import (
+    calibrate,
+    incident,
+    judging,
+    novelty,
+    peaks,
+    poisson,
+    profile,
+    promise,
+    week,
+)
 from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
@@ -47,7 +57,6 @@ from raywatch.models.decide_kernel import (
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
-from raywatch.models.judging import USUAL
 from raywatch.models.missing import warm_missing
 from raywatch.models.rows import Rows
 from raywatch.models.scorer import (
@@ -126,19 +135,19 @@ class Decider:
             "total": Rows((), np.int64),
             "held": Rows((coarse, channels), np.float64),
             "calibration": Rows((len(self.names) * channels, calibrate.COLUMNS), np.float64),
-            "joint": Rows((1, calibrate.COLUMNS), np.float64),
+            "joint": Rows((judging.JOINTS, calibrate.COLUMNS), np.float64),
             "promise": Rows((promise.COLUMNS,), np.float64),
             "profile": Rows((channels, hours, profile.HOURS + 1, 3), np.float64),
             "recent": Rows((channels, profile.RECENT), np.float64),
             "range": Rows((channels, 2), np.float64),
             "span": Rows((novelty.COLUMNS,), np.float64),
             "marks": Rows((novelty.BINS,), np.uint8),
-            "peaks": Rows((peaks.COLUMNS,), np.float64),
-            "poisson": Rows((poisson.COLUMNS,), np.float64),
-            "week": Rows((week.COLUMNS,), np.float64),
+            "peaks": Rows((channels, peaks.COLUMNS), np.float64),
+            "poisson": Rows((channels, poisson.COLUMNS), np.float64),
+            "week": Rows((channels, week.COLUMNS), np.float64),
             "miss": Rows((channels,), np.float64),
             "times": Rows((TIMES,), np.int64),
-            "chance": Rows((2,), np.float64),
+            "chance": Rows((incident.CHANCES,), np.float64),
             "incident": Rows((INCIDENT_COLUMNS,), np.int64),
         }
         unused = _unused(seen, channels)
@@ -281,8 +290,8 @@ class Decider:
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
-            sums=np.full(2, np.nan),
-            teaches=np.full(rows, np.inf),
+            sums=np.full((channels, 2), np.nan),
+            teaches=np.full((rows, channels), np.inf),
         )
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
@@ -337,7 +346,7 @@ class Decider:
     def _reasons(self, said: F64) -> tuple[tuple[str, float], ...]:
         """Components that called a channel rare, the rarest first, and their -log10 p."""
         order = np.argsort(-said, kind="stable")[:REASONS]
-        return tuple((self.names[row], float(said[row])) for row in order if said[row] > USUAL)
+        return tuple((self.names[row], float(said[row])) for row in order if said[row] > judging.USUAL)
 
     def state(self) -> dict[str, Array]:
         """Everything remembered, by slot: copies, so that deciding may go on meanwhile.
@@ -439,8 +448,10 @@ def _unused(views: tuple[str, ...], channels: int) -> set[str]:
         unused |= {"profile"}
     if profile.LONG not in views:
         unused |= {"recent"}
+    if poisson.NAME not in views:
+        unused |= {"poisson", "peaks"}
     if novelty.NAME not in views:
-        unused |= {"span", "marks", "poisson", "peaks"}
+        unused |= {"span", "marks"}
     if week.NAME not in views:
         unused |= {"week"}
     return unused
@@ -449,12 +460,12 @@ def _unused(views: tuple[str, ...], channels: int) -> set[str]:
 def _views(channels: int) -> tuple[str, ...]:
     """Names of what this stage sees itself.
 
-    All but the hour are for keys of one channel. Among several, spikes that a channel has anyway
-    are novel too often, and some channel or other always drifts off its hours (event recall at
-    0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
+    Most are for keys of one channel. Among several, spikes that a channel has anyway are novel too
+    often, and some channel or other always drifts off its hours (event recall at 0.1 %: SMD .52
+    with hour_mean and .64 without, ASD .70 and .84) and off its weeks.
     """
     if channels > 1:
-        return profile.VIEWS[:1]
+        return (profile.VIEWS[0], poisson.NAME)
     return (*profile.VIEWS, novelty.NAME, poisson.NAME, week.NAME)
 
 

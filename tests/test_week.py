@@ -77,7 +77,7 @@ def plain(time_ms: I64, x: F64) -> list[float]:
 
 def looked(time_ms: I64, x: F64) -> tuple[list[float], F64]:
     state = np.zeros((1, week.COLUMNS))
-    told = [week.look(state, 0, t, v)[0] for t, v in zip(time_ms.tolist(), x.tolist(), strict=True)]
+    told = [week.look(state[0], t, v)[0] for t, v in zip(time_ms.tolist(), x.tolist(), strict=True)]
     return told, state
 
 
@@ -98,16 +98,16 @@ def test_what_is_missing_or_late_teaches_no_hour() -> None:
     now = int(time_ms[-1])
     for value in (math.nan, math.inf, 1e200):
         before = state.copy()
-        strange, usual, spread, begun = week.look(state, 0, now + HOUR_MS, value)
+        strange, usual, spread, begun = week.look(state[0], now + HOUR_MS, value)
         assert math.isnan(strange)
         assert (math.isnan(usual), math.isnan(spread), begun) == (False, False, False)
         assert np.array_equal(state, before)
     before = state.copy()
-    strange, *_, begun = week.look(state, 0, now - 5 * HOUR_MS, 1e6)
+    strange, *_, begun = week.look(state[0], now - 5 * HOUR_MS, 1e6)
     assert (strange > 0.0, begun) == (True, False)
     changed = np.flatnonzero(state[0] != before[0]).tolist()
     assert changed == [week.SMOOTH, week.LAST]
-    week.look(state, 0, now - 90 * HOUR_MS, 1.0)  # a clock that was set: it goes on from there
+    week.look(state[0], now - 90 * HOUR_MS, 1.0)  # a clock that was set: it goes on from there
     assert state[0, week.HOUR] == (now - 90 * HOUR_MS) // HOUR_MS
 
 
@@ -171,7 +171,7 @@ def test_a_state_of_before_begins_its_weeks_anew_and_a_broken_one_is_refused() -
     assert not other.state()["calibration.week"].any()
     for column, value in ((week.VARIANCE, -1.0), (week.COUNT, -1.0), (week.MEAN, math.nan)):
         broken = saved["week"].copy()
-        broken[0, column] = value
+        broken[0, 0, column] = value
         with pytest.raises(ArtifactError, match="cannot be"):
             other.load(saved | {"week": broken})
 
