@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raywatch.actors.files import FileBatch, line_clock, read_file, resolve
+from raywatch.actors.files import FileBatch, read_file, resolve
 from raywatch.actors.flow import Batch, Said
 from raywatch.actors.label_file import with_labels
 from raywatch.actors.line_times import Held
@@ -102,12 +103,11 @@ def backtest(
         schema = schema.append(pa.field(SESSIONS, pa.list_(SESSION)))
     schema = _with_evidence(schema, spec.columns) if evidence else schema
     summary = Summary(model=model.version)
-    if spec.record.format == "text":
-        summary.times = line_clock(path, spec.record).held
+    pieces = _begun(_pieces(spec, path, labels, partitions))
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
-        for piece in _pieces(spec, path, labels, partitions):
+        for piece in pieces:
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
@@ -134,6 +134,11 @@ def _pieces(
         path, labels, spec.record, spec.batch_records,
         partitions=partitions, delay_s=spec.labels_delay_s,
     )  # fmt: skip
+
+
+def _begun(pieces: Iterator[FileBatch]) -> Iterator[FileBatch]:
+    """The same, the first one read already: no output is begun for what cannot be read."""
+    return chain(list(islice(pieces, 1)), pieces)
 
 
 @contextmanager
@@ -271,6 +276,7 @@ def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
 
 
 def _count(summary: Summary, piece: FileBatch, said: Said) -> None:
+    summary.times = piece.times
     summary.records += piece.rows
     summary.alerts += sum(alert.state == "open" for alert in said.alerts)
     summary.held += said.tally.held

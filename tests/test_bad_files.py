@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command import Said, called, written
+from packing import ENDINGS, compressed
 
 
 @pytest.fixture
@@ -158,13 +159,29 @@ GOOD = "\n".join(f'{{"host": "h{n % 3}", "ts": {n * 1_000}, "value": {n % 5}}}' 
     ("name", "blob", "said"),
     [
         ("nowhere.jsonl", None, "nowhere.jsonl"),
-        ("empty.jsonl", b"", "`{path}`: no column `host`"),
+        ("empty.jsonl", b"", "`{path}` is empty"),
         ("empty.csv", b"", "empty.csv"),
         ("empty.parquet", b"", "empty.parquet"),
         ("torn.parquet", b"PAR1\x00\x01\x02", "torn.parquet"),
         ("foreign.parquet", b"\x7fELF" + bytes(100), "foreign.parquet"),
         ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(64), "picture.png"),
         ("other.csv", b"a,b\n1,2\n", "`{path}`: no column `host`"),
+        ("nowhere.jsonl.gz", None, "`{path}`: [Errno 2] No such file"),
+        ("empty.jsonl.gz", b"", "`{path}` is empty"),
+        ("empty.csv.zst", b"", "`{path}`: Empty"),
+        ("nothing.jsonl.gz", compressed(b"", ".gz"), "`{path}` is empty"),
+        *((f"plain.jsonl{ending}", GOOD.encode(), "cannot read `{path}`") for ending in ENDINGS),
+        *((f"plain.csv{ending}", b"a,b\n1,2\n", "cannot read `{path}`") for ending in ENDINGS),
+        ("foreign.jsonl.zst", compressed(GOOD.encode(), ".gz"), "cannot read `{path}`"),
+        ("torn.jsonl.gz", compressed(GOOD.encode(), ".gz")[:-1], "`{path}`: Truncated"),
+        ("torn.csv.gz", compressed(b"host,ts,value\n1,2,3\n", ".gz")[:-1], "`{path}`: Truncated"),
+        ("flipped.jsonl.gz", compressed(GOOD.encode(), ".gz")[:-1] + b"?", "cannot read `{path}`"),
+        ("foreign.jsonl.xz", b"\xfd7zXZ\0", "`{path}` has to be unpacked first"),
+        ("folder.zip", b"PK", "`{path}` has to be unpacked first"),
+        ("logs.tar.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("twice.jsonl.gz.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("x.parquet.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("picture.png.gz", compressed(b"\x89PNG", ".gz"), "`{path}` is no file this can read"),
     ],
 )
 def test_backtest_of_a_file_that_cannot_be_read_ends_with_2_and_its_name(
@@ -176,6 +193,7 @@ def test_backtest_of_a_file_that_cannot_be_read_ends_with_2_and_its_name(
     found = raywatch("backtest", written(tmp_path), source, "--output", output)
     assert found.code == 2, (found.out, found.err)
     assert said.format(path=source) in found.err
+    assert "hint: " in found.err
     assert list(tmp_path.glob("out.parquet*")) == []
 
 

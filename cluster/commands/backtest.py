@@ -26,7 +26,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def backtest(
     config: ConfigPath,
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines, or log lines.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Parquet; CSV, JSON lines or log lines, also compressed."
+        ),
     ],
     output: Annotated[str, typer.Option(metavar="OUT.parquet", help="One row for each record.")],
     alerts: Annotated[str, typer.Option(metavar="OUT.jsonl", help="Every alert, as JSON.")] = "",
