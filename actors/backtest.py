@@ -29,7 +29,7 @@ from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.models.errors import ConfigError
-from raywatch.models.scorer import Scorer, describe
+from raywatch.models.scorer import I64, Scorer, describe
 
 SCHEMA = pa.schema(
     [
@@ -65,6 +65,10 @@ class Summary:
     held: int = 0  # incidents that `alert.per_day` did not let open at once
     rejects: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
+    # By reason, the first reject: its row, from 1 on, and what was wrong with it.
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    first_ms: int | None = None  # earliest and latest time of records; None: they name no field
+    last_ms: int | None = None
     model: str = ""
     labels: dict[str, int] = field(default_factory=dict[str, int])  # what became of them, if any
     times: Held | None = None  # of lines without fields: whether they say when they were written
@@ -119,6 +123,8 @@ def backtest(
                     said_to.writelines(alert.to_json() + b"\n" for alert in said.alerts)
                     said_to.flush()
             _count(summary, piece, said)
+            if spec.record.time is not None:
+                _span(summary, piece.records.time_ms)
             progress(summary.records)
     summary.keys = len(flow.keys)
     summary.labels = flow.labels()
@@ -276,3 +282,15 @@ def _count(summary: Summary, piece: FileBatch, said: Said) -> None:
     summary.held += said.tally.held
     summary.rejects += len(said.rejects)
     summary.reasons.update(reject.reason for reject in said.rejects)
+    for reject in said.rejects:
+        # A label of another file lies below 0: its row counts from there.
+        row = reject.offset + 1 if reject.offset >= 0 else -reject.offset
+        summary.examples.setdefault(reject.reason, (row, reject.detail))
+
+
+def _span(summary: Summary, time_ms: I64) -> None:
+    if time_ms.shape[0] == 0:
+        return
+    first, last = int(time_ms.min()), int(time_ms.max())
+    summary.first_ms = first if summary.first_ms is None else min(summary.first_ms, first)
+    summary.last_ms = last if summary.last_ms is None else max(summary.last_ms, last)
