@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from raywatch.actors.files import FileBatch, line_clock, read_file, resolve
 from raywatch.actors.flow import Batch, Said
-from raywatch.actors.label_file import with_labels
+from raywatch.actors.label_file import payments, settled, with_labels
 from raywatch.actors.line_times import Held
 from raywatch.actors.ports import Partition
 from raywatch.actors.spec import DetectorSpec
@@ -96,7 +96,9 @@ def backtest(
     squares are what an alert's shares are shares of. Where records have a session, a column says
     which sessions ended and how strange each was. Raises ConfigError.
     """
-    spec = replace(spec, record=resolve(path, spec.record), partitions=partitions)
+    apart = labels is not None or spec.labels != ""
+    record = (settled if apart else resolve)(path, spec.record)
+    spec = replace(spec, record=record, partitions=partitions)
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
     flow = flow_of(spec, names, model, evidence=evidence)
@@ -135,7 +137,8 @@ def _pieces(
     spec: DetectorSpec, path: Path, labels: Path | None, partitions: int
 ) -> Iterator[FileBatch]:
     if labels is None:
-        return read_file(path, spec.record, spec.batch_records, partitions=partitions)
+        read = payments if spec.labels else read_file
+        return read(path, spec.record, spec.batch_records, partitions=partitions)
     return with_labels(
         path, labels, spec.record, spec.batch_records,
         partitions=partitions, delay_s=spec.labels_delay_s,

@@ -158,7 +158,7 @@ GOOD = "\n".join(f'{{"host": "h{n % 3}", "ts": {n * 1_000}, "value": {n % 5}}}' 
     ("name", "blob", "said"),
     [
         ("nowhere.jsonl", None, "nowhere.jsonl"),
-        ("empty.jsonl", b"", "`{path}`: no column `host`"),
+        ("empty.jsonl", b"", "`{path}` has no column `host`, nor any"),
         ("empty.csv", b"", "empty.csv"),
         ("empty.parquet", b"", "empty.parquet"),
         ("torn.parquet", b"PAR1\x00\x01\x02", "torn.parquet"),
@@ -190,6 +190,18 @@ def test_backtest_of_a_torn_line_rejects_it_and_scores_the_rest(
     assert found.code == 0, found.err
     told = json.loads(found.out)
     assert (told["records"], told["reasons"]) == (31, {"not JSON": 1})
+
+
+@pytest.mark.parametrize("text", ["", "x", '[{"host": "a"}]', '{\n  "host": "a"\n}'])
+def test_a_file_without_an_object_a_line_is_told_what_is_wanted(
+    tmp_path: Path, raywatch: Callable[..., Said], text: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    words = ("backtest", written(tmp_path), tmp_path / "in.jsonl", "--output", tmp_path / "o.pq")
+    said = raywatch(*words)
+    assert said.code == 2
+    assert "in.jsonl` has no column `host`, nor any other" in said.err
+    assert "hint: in JSON lines every line is an object of its own" in said.err
 
 
 def test_backtest_says_of_each_reason_where_it_rejected_first(
