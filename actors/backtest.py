@@ -26,6 +26,7 @@ from raywatch.actors.flow import Batch, Said
 from raywatch.actors.label_file import payments, settled, with_labels
 from raywatch.actors.line_times import Held
 from raywatch.actors.ports import Partition
+from raywatch.actors.records import Records, RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.models.errors import ConfigError
@@ -69,6 +70,7 @@ class Summary:
     examples: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
     first_ms: int | None = None  # earliest and latest time of records; None: they name no field
     last_ms: int | None = None
+    absent: list[str] = field(default_factory=list[str])  # values and words that no record has
     model: str = ""
     labels: dict[str, int] = field(default_factory=dict[str, int])  # what became of them, if any
     times: Held | None = None  # of lines without fields: whether they say when they were written
@@ -110,6 +112,7 @@ def backtest(
     summary = Summary(model=model.version)
     if spec.record.format == "text":
         summary.times = line_clock(path, spec.record).held
+    absent = set(spec.record.values) | set(spec.record.words)
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
@@ -127,7 +130,10 @@ def backtest(
             _count(summary, piece, said)
             if spec.record.time is not None:
                 _span(summary, piece.records.time_ms)
+            absent -= _there(spec.record, piece.records)
             progress(summary.records)
+    if summary.records > summary.rejects:
+        summary.absent = sorted(absent)
     summary.keys = len(flow.keys)
     summary.labels = flow.labels()
     return summary
@@ -289,6 +295,14 @@ def _count(summary: Summary, piece: FileBatch, said: Said) -> None:
         # A label of another file lies below 0: its row counts from there.
         row = reject.offset + 1 if reject.offset >= 0 else -reject.offset
         summary.examples.setdefault(reject.reason, (row, reject.detail))
+
+
+def _there(spec: RecordSpec, records: Records) -> set[str]:
+    """Those of the values and words that one of these records has."""
+    known = np.logical_not(np.isnan(records.values)).any(axis=0)
+    shown = (records.words[:, : len(spec.words)] != 0).any(axis=0)
+    found = np.flatnonzero(np.concatenate((known, shown)))
+    return {(*spec.values, *spec.words)[at] for at in found.tolist()}
 
 
 def _span(summary: Summary, time_ms: I64) -> None:

@@ -236,6 +236,16 @@ def test_backtest_says_when_records_were_and_that_seconds_are_none(
     assert ("`record.time` is ms or ISO 8601" in said.err) == (kind == "s")
 
 
+def test_backtest_names_what_no_record_has(tmp_path: Path, raywatch: Callable[..., Said]) -> None:
+    rows = [{"host": "a", "ts": n, "value": n, "late": n if n == 9 else None} for n in range(10)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = {"key": "host", "time": "ts", "values": ["value", "late", "vlaue"]}
+    path, out = written(tmp_path, record=record), tmp_path / "o.pq"
+    said = raywatch("backtest", path, tmp_path / "in.jsonl", "--output", out, "--json")
+    assert (said.code, json.loads(said.out)["absent"]) == (0, ["vlaue"])
+    assert "! no record has `vlaue`: are they spelt as in the file?" in said.err
+
+
 @pytest.mark.parametrize("option", ["--output", "--alerts"])
 @pytest.mark.parametrize("where", ["file/below.x", "/proc/nowhere/out.x", "."])
 def test_backtest_that_cannot_write_ends_with_2_and_the_place(

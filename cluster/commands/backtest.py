@@ -86,6 +86,9 @@ def backtest(
     if _seconds(summary.first_ms, summary.last_ms):
         words = "all times lie in January or February 1970, as seconds do that are read as ms"
         say(mark("warn", f"{words}: `record.time` is ms or ISO 8601", sys.stderr))
+    if summary.absent:
+        names = ", ".join(f"`{name}`" for name in summary.absent)
+        say(mark("warn", f"no record has {names}: are they spelt as in the file?", sys.stderr))
     result(found, json, _lines)
 
 
