@@ -34,7 +34,7 @@ Location = tuple[int | str, ...]
 class _Loader(yaml.SafeLoader):
     """SafeLoader that takes `1e-5` for a number, as JSON and YAML 1.2 do.
 
-    To YAML 1.1 it is a text, for want of a point and of a sign of the exponent.
+    To YAML 1.1 a number with an exponent has a point and a sign of the exponent, or is a text.
     """
 
 
