@@ -425,6 +425,18 @@ def test_other_commands_know_lines(tmp_path: Path, raywatch: Callable[..., Said]
     assert "have no labels" in said.err
 
 
+def test_of_waits_that_the_clock_of_the_lines_cannot_tell_no_mean_is_said(tmp_path: Path) -> None:
+    # Two lines a second, the seconds whole: every other wait is 0 ms, and no mean of them is true.
+    times = [n // 2 for n in range(3_000)] + [2_400 + n // 2 for n in range(100)]
+    text = [f"{1_796_000_000 + at} served /page/{n} in 3 ms" for n, at in enumerate(times)]
+    (tmp_path / "a.log").write_text("\n".join(text))
+    detector, out = LANES.detector(record=SPEC), tmp_path / "alerts.jsonl"
+    backtest(detector, LANES.scorer, tmp_path / "a.log", tmp_path / "o.parquet", alerts=out)
+    opened = [alert for alert in map(json.loads, out.open()) if alert["state"] == "open"]
+    assert len(opened) == 1
+    assert "15 min 1 s without any line, usually less than a second; " in opened[0]["words"]
+
+
 def test_what_is_disguised_is_in_no_alert(tmp_path: Path) -> None:
     log = tmp_path / "gateway.log"
     log.write_bytes(b"\n".join(BARE) + b"\n")
@@ -437,9 +449,9 @@ def test_what_is_disguised_is_in_no_alert(tmp_path: Path) -> None:
         seen[hidden] = out.read_text()
     counts = {text.count("\n") for text in seen.values()}
     assert len(counts) == 1
-    assert "value 1 is 9000000, usually" in seen[()]
+    assert "value 1 is 9,000,000, usually" in seen[()]
     assert "gateway" in seen[(LINE,)]
-    for secret in ("sectors", "took", "is 9000000"):
+    for secret in ("sectors", "took", "is 9,000,000"):
         assert secret in seen[()]
         assert secret not in seen[(LINE,)] + seen[("key", LINE)]
     assert "gateway" not in seen[("key", LINE)]
