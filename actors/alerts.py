@@ -416,6 +416,8 @@ def _anomaly_words(alert: Alert) -> str:
         ranked = sorted(alert.channels, key=lambda channel: -channel.share)
         shown = [channel for channel in ranked[:WORDS_COLUMNS] if channel.share > 0.0]
     over = alert.state == "resolved"
+    if over and (len(alert.channels) > 1 or alert.line is not None):
+        shown = []  # what weighs most of an ordinary record is not what was strange
     readings = " and ".join(_reading(channel, over) for channel in shown)
     if alert.line is not None and alert.line.expected:
         readings += f", {alert.line.expected[0][1]}"
@@ -427,17 +429,16 @@ def _anomaly_words(alert: Alert) -> str:
         began = when(alert.since_ms)
         return f"{who}, strange since {began}, is forgotten: its partition holds too many keys."
     sessions = sentence(alert.sessions, alert.state)
-    if alert.state == "resolved":
+    if over:  # it need not be as it was before: what lasts becomes usual
         end = f": {readings}." if readings else "."
-        return (
-            f"{who} is back to usual after {span_of(alert.at_ms - alert.since_ms)}{end}{sessions}"
-        )
+        after = span_of(alert.at_ms - alert.since_ms)
+        return f"{who} is no longer strange after {after}{end}{sessions}"
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     if alert.sums is not None:
         noticed = _counted(*alert.sums)
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
-    alike = "" if alert.similar_ms is None else f", last alike at {when(alert.similar_ms)}"
+    alike = "" if alert.similar_ms is None else f", the nearest at {when(alert.similar_ms)}"
     again = f", worse {span_of(alert.at_ms - alert.since_ms)} on" if alert.state == "update" else ""
     return (
         f"{who} shows {noticed}{again}: {readings}; {chance} records of {whose} look like "
@@ -467,13 +468,12 @@ def _reading(channel: Channel, over: bool) -> str:
         return f"{channel.name} is {printable(channel.word.encode())}{new}"
     if math.isnan(channel.observed):
         return f"{channel.name} is missing"
+    said, band = f"{channel.name} is {short(channel.observed)}", channel.band
     if math.isnan(channel.expected):
-        return f"{channel.name} is {short(channel.observed)}"
-    band = channel.band
+        return said
     if band is None:
-        usual = f"about {short(channel.expected)}"
-    else:
-        usual = f"{short(band[0])} to {short(band[1])}"
-        if not over and band[0] <= channel.observed <= band[1]:
-            return f"{channel.name} is {short(channel.observed)}, by itself within {usual}"
-    return f"{channel.name} is {short(channel.observed)}, expected {usual}"
+        return f"{said}, expected about {short(channel.expected)}"
+    usual, within = f"{short(band[0])} to {short(band[1])}", band[0] <= channel.observed <= band[1]
+    if over:
+        return f"{said}, expected {usual}" if within else said
+    return f"{said}, {'by itself within' if within else 'expected'} {usual}"

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,15 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raywatch.actors.files import FileBatch, line_clock, read_file, resolve
+from raywatch.actors.files import FileBatch, read_file, resolve
 from raywatch.actors.flow import Batch, Said
-from raywatch.actors.label_file import with_labels
+from raywatch.actors.label_file import payments, settled, with_labels
 from raywatch.actors.line_times import Held
 from raywatch.actors.ports import Partition
+from raywatch.actors.records import Records, RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.stages import flow_of
 from raywatch.models.errors import ConfigError
-from raywatch.models.scorer import Scorer, describe
+from raywatch.models.scorer import I64, Scorer, describe
 
 SCHEMA = pa.schema(
     [
@@ -65,6 +67,11 @@ class Summary:
     held: int = 0  # incidents that `alert.per_day` did not let open at once
     rejects: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
+    # By reason, the first reject: its row, from 1 on, and what was wrong with it.
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    first_ms: int | None = None  # earliest and latest time of records; None: they name no field
+    last_ms: int | None = None
+    absent: list[str] = field(default_factory=list[str])  # values and words that no record has
     model: str = ""
     labels: dict[str, int] = field(default_factory=dict[str, int])  # what became of them, if any
     times: Held | None = None  # of lines without fields: whether they say when they were written
@@ -92,7 +99,9 @@ def backtest(
     squares are what an alert's shares are shares of. Where records have a session, a column says
     which sessions ended and how strange each was. Raises ConfigError.
     """
-    spec = replace(spec, record=resolve(path, spec.record), partitions=partitions)
+    apart = labels is not None or spec.labels != ""
+    record = (settled if apart else resolve)(path, spec.record)
+    spec = replace(spec, record=record, partitions=partitions)
     model = describe(scorer)
     names = tuple(Partition("", number) for number in range(partitions))
     flow = flow_of(spec, names, model, evidence=evidence)
@@ -102,12 +111,12 @@ def backtest(
         schema = schema.append(pa.field(SESSIONS, pa.list_(SESSION)))
     schema = _with_evidence(schema, spec.columns) if evidence else schema
     summary = Summary(model=model.version)
-    if spec.record.format == "text":
-        summary.times = line_clock(path, spec.record).held
+    pieces = _begun(_pieces(spec, path, labels, partitions))
+    absent = set(spec.record.values) | set(spec.record.words)
     with ExitStack() as stack:
         writer = stack.enter_context(_table_file(output, schema))
         said_to = stack.enter_context(_alerts_file(alerts)) if alerts else None
-        for piece in _pieces(spec, path, labels, partitions):
+        for piece in pieces:
             batch = flow.prepare(piece.records, model, begin={}, end={})
             scores = None if batch.segments is None else scorer.score(batch.segments)
             said = flow.finish(batch, scores)
@@ -119,7 +128,12 @@ def backtest(
                     said_to.writelines(alert.to_json() + b"\n" for alert in said.alerts)
                     said_to.flush()
             _count(summary, piece, said)
+            if spec.record.time is not None:
+                _span(summary, piece.records.time_ms)
+            absent -= _there(spec.record, piece.records)
             progress(summary.records)
+    if summary.records > summary.rejects:
+        summary.absent = sorted(absent)
     summary.keys = len(flow.keys)
     summary.labels = flow.labels()
     return summary
@@ -129,11 +143,17 @@ def _pieces(
     spec: DetectorSpec, path: Path, labels: Path | None, partitions: int
 ) -> Iterator[FileBatch]:
     if labels is None:
-        return read_file(path, spec.record, spec.batch_records, partitions=partitions)
+        read = payments if spec.labels else read_file
+        return read(path, spec.record, spec.batch_records, partitions=partitions)
     return with_labels(
         path, labels, spec.record, spec.batch_records,
         partitions=partitions, delay_s=spec.labels_delay_s,
     )  # fmt: skip
+
+
+def _begun(pieces: Iterator[FileBatch]) -> Iterator[FileBatch]:
+    """The same, the first one read already: no output is begun for what cannot be read."""
+    return chain(list(islice(pieces, 1)), pieces)
 
 
 @contextmanager
@@ -271,8 +291,29 @@ def _evidence(batch: Batch, said: Said, valid: NDArray[np.bool_]) -> pa.Array:
 
 
 def _count(summary: Summary, piece: FileBatch, said: Said) -> None:
+    summary.times = piece.times
     summary.records += piece.rows
     summary.alerts += sum(alert.state == "open" for alert in said.alerts)
     summary.held += said.tally.held
     summary.rejects += len(said.rejects)
     summary.reasons.update(reject.reason for reject in said.rejects)
+    for reject in said.rejects:
+        # A label of another file lies below 0: its row counts from there.
+        row = reject.offset + 1 if reject.offset >= 0 else -reject.offset
+        summary.examples.setdefault(reject.reason, (row, reject.detail))
+
+
+def _there(spec: RecordSpec, records: Records) -> set[str]:
+    """Those of the values and words that one of these records has."""
+    known = np.logical_not(np.isnan(records.values)).any(axis=0)
+    shown = (records.words[:, : len(spec.words)] != 0).any(axis=0)
+    found = np.flatnonzero(np.concatenate((known, shown)))
+    return {(*spec.values, *spec.words)[at] for at in found.tolist()}
+
+
+def _span(summary: Summary, time_ms: I64) -> None:
+    if time_ms.shape[0] == 0:
+        return
+    first, last = int(time_ms.min()), int(time_ms.max())
+    summary.first_ms = first if summary.first_ms is None else min(summary.first_ms, first)
+    summary.last_ms = last if summary.last_ms is None else max(summary.last_ms, last)

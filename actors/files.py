@@ -1,9 +1,9 @@
 """A file as a stream of records: what a backtest and a training read.
 
 Parquet and CSV by columns, JSON lines by `decode` itself; where records are lines without fields,
-any other file, a line a record. The same data give the same records whichever way they are written;
-a row is rejected for the reasons a record would be. In memory is one batch at a time (Parquet: and
-what one row group needs).
+any other file, a line a record. CSV and lines may be compressed (packed.py). The same data give
+the same records whichever way they are written; a row is rejected for the reasons a record would
+be. In memory is one batch at a time (Parquet: and what one row group needs).
 
 What a file does not say, it is given: without a key field the file's stem is the key of all rows,
 without a time field a row's number is its time (for lines without fields: line_times.py). In text
@@ -14,7 +14,7 @@ line of a file is no row, as for whoever else reads such files.
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,8 +41,17 @@ from raywatch.actors.decode import cut, decode, join
 from raywatch.actors.grammar import TIME_MAX_MS
 from raywatch.actors.keys import KeyTable, group
 from raywatch.actors.labels import kinds
-from raywatch.actors.line_times import LineClock
+from raywatch.actors.line_times import Held, LineClock
 from raywatch.actors.names import Names, expand, is_pattern, names_in, parsed
+from raywatch.actors.packed import (
+    REFUSED,
+    hint_of,
+    must_be_readable,
+    opened,
+    packed,
+    stream_of,
+    unpacked,
+)
 from raywatch.actors.partitioner import partitions_of
 from raywatch.actors.ports import Fetched
 from raywatch.actors.records import LINE_BYTES_MAX, Records, RecordSpec, Reject
@@ -56,9 +65,9 @@ pc: Any = pyarrow.compute  # its functions are made when it is imported: unknown
 KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "lines", ".ndjson": "lines",
 }  # fmt: skip
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # endings of what holds no lines as it is
 SAMPLE = 1_000  # lines of a file by which its columns are known, or how it writes times
 BLOCK_BYTES = 8_388_608  # of a CSV file; a row must fit
+BATCH_BYTES = 33_554_432  # of lines; where they are long, a batch has fewer
 SERIES_MAX = 50_000_000  # values that `read_series` holds: 400 MB
 
 
@@ -69,6 +78,7 @@ class FileBatch:
     records: Records
     first: int  # row the batch begins with
     rows: int  # rows it covers: records and rejects
+    times: Held | None = None  # of lines without fields: what the first ones say of time
 
     @property
     def row(self) -> I64:
@@ -154,40 +164,30 @@ def resolve(path: Path, spec: RecordSpec) -> RecordSpec:
 
 
 def _must_be_lines(path: Path) -> None:
-    """Raise ConfigError for a file that holds something else, or nothing."""
-    ending = path.suffix.lower()
-    if ending in KINDS or ending in PACKED:
-        holds = "is compressed" if ending in PACKED else "holds records with fields"
+    """Raise ConfigError for a file that holds something else."""
+    must_be_readable(path)
+    if unpacked(path).suffix.lower() in KINDS:
         raise ConfigError(
-            f"`{path}` {holds}, and `record.format` is `text`",
-            hint=f"a file of plain lines has any ending but {', '.join((*KINDS, *PACKED))}",
+            f"`{path}` holds records with fields, and `record.format` is `text`",
+            hint=f"a file of plain lines has any ending but {', '.join((*KINDS, *REFUSED))}",
         )
-
-
-def line_clock(path: Path, spec: RecordSpec) -> LineClock:
-    """What reads the times of a file's lines, at its beginning. Raises ConfigError.
-
-    `spec`: as `resolve` gives it, `format` is `text`.
-    """
-    with _reading(path), path.open("rb") as file:
-        lines = _some_lines(file, SAMPLE, spec.bytes_max)
-    if not lines:
-        raise ConfigError(
-            f"`{path}` is empty", hint="a line a record is wanted, blank ones are none"
-        )
-    text, begin, size = join(lines, spec.bytes_max)
-    return LineClock(text, begin, size)
 
 
 def _kind(path: Path) -> str:
-    try:
-        return KINDS[path.suffix.lower()]
-    except KeyError:
+    must_be_readable(path)
+    kind = KINDS.get(unpacked(path).suffix.lower())
+    if kind is None:
         raise ConfigError(
             f"`{path}` is no file this can read",
             hint=f"endings are {', '.join(KINDS)}; of log lines without fields any other, "
             "where `record.format` is `text`",
-        ) from None
+        )
+    if kind == "parquet" and packed(path):
+        raise ConfigError(
+            f"`{path}` has to be unpacked first",
+            hint="Parquet is read from any place in the file, and is compressed within",
+        )
+    return kind
 
 
 @contextmanager
@@ -197,9 +197,7 @@ def _reading(path: Path) -> Generator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"cannot read `{path}`: {cut(reason)}", hint="is it there, whole, and of its ending?"
-        ) from error
+        raise ConfigError(f"cannot read `{path}`: {cut(reason)}", hint=hint_of(path)) from error
 
 
 def columns_of(path: Path) -> Names:
@@ -219,53 +217,85 @@ def columns_of(path: Path) -> Names:
 def _line_names(path: Path) -> Names:
     """Names in the first lines that are objects."""
     limit = RecordSpec(values=()).bytes_max
-    with path.open("rb") as file:
+    with opened(path) as file:
         lines = iter(lambda: file.readline(limit), b"")
-        return names_in(parsed(islice(lines, SAMPLE)))
+        first = next(lines, None)
+        if first is None:
+            raise _empty(path)
+        return names_in(parsed(islice(chain([first], lines), SAMPLE)))
 
 
 # ---- lines: JSON, and such without fields
 
 
 def _lines(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
-    key, first = path.stem.encode("utf-8", "surrogateescape"), 0
-    clock = line_clock(path, spec) if spec.format == "text" else None
-    with path.open("rb") as file:
-        while True:
-            values = _some_lines(file, batch, spec.bytes_max)
-            if not values:
-                return
+    key, first = unpacked(path).stem.encode("utf-8", "surrogateescape"), 0
+    clock = None
+    with opened(path) as file:
+        lines = _not_blank(file, spec.bytes_max)
+        if spec.format == "text":
+            clock, lines = _clock(path, lines, spec)
+        while values := _some(lines, batch):
             count = len(values)
             rows = np.arange(first, first + count)
             fetched = Fetched(
                 partition=np.zeros(count, np.int32),
                 offset=rows,
                 time_ms=rows if spec.time is None else np.full(count, -1),
-                values=values,
+                values=[*values],
                 keys=[key] * count if spec.key is None else [],
             )
             read = decode_lines(fetched, spec, [key], clock) if clock else decode(fetched, spec)
-            yield FileBatch(read, first, count)
+            yield FileBatch(read, first, count, clock.held if clock else None)
             first += count
 
 
-def _some_lines(file: IO[bytes], count: int, bytes_max: int) -> list[bytes | None]:
-    """Up to `count` lines that are not blank.
+def _clock(
+    path: Path, lines: Iterator[bytes], spec: RecordSpec
+) -> tuple[LineClock, Iterator[bytes]]:
+    """What reads the times of a file's lines, by the first of them, and all the lines.
+
+    Raises ConfigError where there are none.
+    """
+    head = _some(lines, SAMPLE)
+    if not head:
+        raise _empty(path)
+    return LineClock(*join(head, spec.bytes_max)), chain(head, lines)
+
+
+def _empty(path: Path) -> ConfigError:
+    return ConfigError(f"`{path}` is empty", hint="a line a record is wanted, blank ones are none")
+
+
+def _not_blank(file: IO[bytes], bytes_max: int) -> Iterator[bytes]:
+    """The lines that are not blank, without their ends.
 
     Of one that is too large only as much is kept as shows it.
     """
-    lines: list[bytes | None] = []
-    while len(lines) < count:
-        line = file.readline(bytes_max + 2)
-        if not line:
-            break
+    enough = bytes_max + 2  # for the longest line and its end
+    while line := file.readline(enough):
+        if len(line) < enough or line.endswith(b"\n"):
+            if not line.isspace():
+                yield line.rstrip(b"\r\n")
+            continue
         rest, blank = line, line.isspace()
-        while rest and not rest.endswith(b"\n") and len(line) >= bytes_max + 2:
+        while rest and not rest.endswith(b"\n"):
             rest = file.readline(BLOCK_BYTES)
             blank &= not rest or rest.isspace()
         if not blank:
-            lines.append(line.rstrip(b"\r\n"))
-    return lines
+            yield line
+
+
+def _some(lines: Iterator[bytes], count: int) -> list[bytes]:
+    """Up to `count` of the next lines, fewer where they have BATCH_BYTES."""
+    some: list[bytes] = []
+    size = 0
+    for line in islice(lines, count):
+        some.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            break
+    return some
 
 
 # ---- Parquet and CSV
@@ -274,7 +304,7 @@ def _some_lines(file: IO[bytes], count: int, bytes_max: int) -> list[bytes | Non
 def _csv(path: Path, columns: Sequence[str] | None) -> pcsv.CSVStreamingReader:
     """Columns as text: a type guessed from the first rows would fail at a later one."""
     return pcsv.open_csv(
-        path,
+        stream_of(path),
         read_options=pcsv.ReadOptions(block_size=BLOCK_BYTES),
         parse_options=pcsv.ParseOptions(newlines_in_values=True),
         convert_options=pcsv.ConvertOptions(
@@ -304,7 +334,7 @@ def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
     first = 0
     for block in _batches(path, list(dict.fromkeys(fields)), batch):
         if block.num_rows > 0:
-            yield _Rows(block, spec, first, path.stem).decoded()
+            yield _Rows(block, spec, first, unpacked(path).stem).decoded()
         first += block.num_rows
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raywatch.actors.files import FileBatch, columns_of, read_file
+from raywatch.actors.files import FileBatch, columns_of, read_file, resolve
 from raywatch.actors.labels import kinds
 from raywatch.actors.merging import NO_FLOOR, merged, places
 from raywatch.actors.records import Records, RecordSpec, Reject
@@ -36,7 +36,7 @@ def with_labels(
             hint="labels are for `model: preset:payments`: by it they find their payment, and "
             "their place between payments",
         )
-    paid = _Stream(read_file(path, spec, batch, partitions=partitions))
+    paid = _Stream(payments(path, spec, batch, partitions=partitions))
     told = _Stream(_labels(labels, spec, batch, partitions))
     delay_ms, row = round(1_000 * delay_s), 0
     while paid.more() | told.more():
@@ -91,19 +91,45 @@ class _Stream:
         return whole.kept(slice(0, count), gone)
 
 
+def payments(path: Path, spec: RecordSpec, batch: int, *, partitions: int) -> Iterator[FileBatch]:
+    """A file of payments as records of the columns of `spec`, though it may have no labels."""
+    narrow = _of_payments(path, spec)
+    for piece in read_file(path, narrow, batch, partitions=partitions):
+        yield replace(piece, records=_widened(piece.records, narrow, spec))
+
+
+def settled(path: Path, spec: RecordSpec) -> RecordSpec:
+    """As `resolve`, for payments whose labels come from elsewhere. Raises ConfigError."""
+    return replace(spec, values=resolve(path, _of_payments(path, spec)).values)
+
+
+def _of_payments(path: Path, spec: RecordSpec) -> RecordSpec:
+    """The spec without a label, where the file's columns are known and that is none of them."""
+    try:
+        resolve(path, spec)
+    except ConfigError:
+        return replace(spec, label=None)
+    return spec
+
+
+def _widened(records: Records, narrow: RecordSpec, spec: RecordSpec) -> Records:
+    """Records of some texts of `spec` as records of all of them: the others are missing."""
+    place = [spec.texts.index(name) for name in narrow.texts]
+    words = np.zeros((len(records), len(spec.texts)), np.int64)
+    begin, size = np.zeros_like(words), np.zeros(words.shape, np.int32)
+    words[:, place], begin[:, place] = records.words, records.word_begin
+    size[:, place] = records.word_size
+    return replace(records, words=words, word_begin=begin, word_size=size)
+
+
 def _labels(path: Path, spec: RecordSpec, batch: int, partitions: int) -> Iterator[FileBatch]:
     """A file of labels as records of the same columns; what is none is rejected."""
     there = columns_of(path)
     words = tuple(name for name in spec.words if name in there)
     narrow = replace(spec, values=(), words=words)
     for piece in read_file(path, narrow, batch, partitions=partitions):
-        records, count = piece.records, len(piece.records)
-        place = [spec.texts.index(name) for name in narrow.texts]
-        hashes = np.zeros((count, len(spec.texts)), np.int64)
-        begin, size = np.zeros_like(hashes), np.zeros(hashes.shape, np.int32)
-        hashes[:, place], begin[:, place] = records.words, records.word_begin
-        size[:, place] = records.word_size
-        stray = kinds(spec, hashes) == PAYMENT
+        records = _widened(piece.records, narrow, spec)
+        stray = kinds(spec, records.words) == PAYMENT
         rejects = [replace(each, offset=-1 - each.offset) for each in records.rejects]
         for index in np.flatnonzero(stray).tolist():
             where = int(records.partition[index]), -1 - int(records.offset[index])
@@ -111,10 +137,7 @@ def _labels(path: Path, spec: RecordSpec, batch: int, partitions: int) -> Iterat
         whole = replace(
             records,
             offset=-1 - records.offset,
-            values=np.full((count, len(spec.values)), np.nan),
-            words=hashes,
-            word_begin=begin,
-            word_size=size,
+            values=np.full((len(records), len(spec.values)), np.nan),
         )
         rejects.sort(key=lambda each: -each.offset)
         yield FileBatch(whole.kept(~stray, rejects), piece.first, piece.rows)

@@ -17,6 +17,7 @@ from raywatch.models.scorer import F64, U8
 TEXT_MAX = 400  # bytes of a line, and of a template, in an alert
 SESSION_MAX = 120  # and of the id of a session
 BAND = 3.0  # deviations
+SECOND_MS = 1_000
 NOTEWORTHY = 1.0  # -log10 p from which a component is spoken of
 
 
@@ -126,8 +127,10 @@ def _rare(why: F64) -> str:
 
 def _pause(why: F64) -> str:
     what = "such a line" if why[log_lines.WAIT_OWN] else "any line"
-    wait, usual = round(why[log_lines.WAIT]), round(why[log_lines.WAIT_USUAL])
-    return f"{span_of(wait)} without {what}, usually {span_of(usual)}"
+    wait, mean = round(why[log_lines.WAIT]), round(why[log_lines.WAIT_USUAL])
+    # Times in whole seconds put many waits at 0: of these no mean is true to the millisecond.
+    usual = "less than a second" if mean < SECOND_MS else span_of(mean)
+    return f"{span_of(wait)} without {what}, usually {usual}"
 
 
 def _rush(why: F64) -> str:

@@ -91,6 +91,11 @@ class Names:
     def none(self, name: str, path: Path | None = None) -> ConfigError:
         """What to say of a name, or a pattern, that none of them is."""
         every = (*self.top, *self.inner)
+        if not every and path is not None:
+            return ConfigError(
+                f"`{path}` has no column `{name}`, nor any other",
+                hint="in JSON lines every line is an object of its own; all files are UTF-8",
+            )
         near = [each for each in self.inner if each.endswith(f".{name}")]
         near += difflib.get_close_matches(name, every, n=NEAR_MAX, cutoff=0.7)
         hint = "columns are " + (", ".join(f"`{each}`" for each in every) or "none")

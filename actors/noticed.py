@@ -11,6 +11,7 @@ NOTICED = {
     "vs": "a signal grown restless",
     "diff": "a sudden step",
     "z": "an unusual value",
+    "residual": "a value that its past did not foretell",
     "rarity": "a rare combination of fields",
     "burst": "a sudden run of records that look alike",
     "fraud": "a payment like those that were labelled as fraud",

@@ -10,8 +10,10 @@ KEY_SHOWN = 80  # Characters of a key in the sentence.
 
 
 def short(value: float) -> str:
-    """Four digits are what a tired reader compares."""
-    return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e9 else f"{value:.0f}"
+    """Four digits are what a tired reader compares; of thousands and millions there are more."""
+    if 9_999.5 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value + 0.0:.4g}"  # -0.0 is 0
 
 
 def odds(p: float) -> str:
@@ -19,7 +21,7 @@ def odds(p: float) -> str:
     if not p > 1.0 / ODDS_MAX:
         return "fewer than 1 in a trillion"
     one_in = float(f"{1.0 / p:.2g}")
-    for size, name in ((1e9, " billion"), (1e6, " million")):
+    for size, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
         if one_in >= size:
             return f"about 1 in {one_in / size:.3g}{name}"
     return f"about 1 in {one_in:,.0f}"

@@ -72,7 +72,8 @@ def _expected(component: str, why: F64, duration: float) -> str:
             return f"this call took {short(duration)}, usually {low} to {high}"
         case "slower":
             recent, usual = (_exp(why[each]) for each in (edges.RECENT, edges.USUAL))
-            return f"the last calls took about {short(recent)}, usually {short(usual)}"
+            # Each call counts at most so much: what they took together is more, if anything.
+            return f"the last calls took about {short(recent)} or more, usually {short(usual)}"
         case "errors":
             failures, calls = round(why[edges.FAILURES]), round(why[edges.OF_CALLS])
             return f"{failures} of the last {calls} calls failed, {_of(why[edges.RATE_USUAL])}"

@@ -31,11 +31,25 @@ M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that takes `1e-5` for a number, as JSON and YAML 1.2 do.
+
+    To YAML 1.1 a number with an exponent has a point and a sign of the exponent, or is a text.
+    """
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
 def read(path: Path, model: type[M]) -> M:
     """Read and check one file. Raises ConfigError."""
     text = _text(path)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         if node is None:
             raise ConfigError(f"`{path}` is empty", hint="start with configs/local.yaml")
         _sound(node, path)
@@ -73,7 +87,7 @@ def read(path: Path, model: type[M]) -> M:
 def _built(text: str) -> Any:
     """The values of a document. Raises YAMLError, ValueError, RecursionError."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except (AttributeError, KeyError, OverflowError, TypeError) as error:
         # PyYAML lets these through for `!!bool x`, `!!timestamp x` and the like.
         raise ValueError(f"a value does not fit its tag ({error})") from error

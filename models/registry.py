@@ -129,9 +129,10 @@ class Registry:
     def _unknown(self, reference: str) -> ArtifactError:
         versions = [each.version for each in self.list()]
         more = f" and {len(versions) - SHOWN_MAX} more" if len(versions) > SHOWN_MAX else ""
+        meant = f"did you mean `{PRESET}{reference}`? " if reference in PRESETS else ""
         return ArtifactError(
             f"no model `{reference[:200]}`",
-            hint=f"there are {', '.join(versions[:SHOWN_MAX])}{more}",
+            hint=f"{meant}there are {', '.join(versions[:SHOWN_MAX])}{more}",
         )
 
 

@@ -25,11 +25,14 @@ from raywatch.actors.alerts import (
     from_silence,
 )
 from raywatch.actors.flow import Flow
+from raywatch.actors.noticed import NOTICED
+from raywatch.actors.phrases import short
 from raywatch.actors.ports import Fetched, Partition
 from raywatch.actors.records import RecordSpec
 from raywatch.actors.spec import DetectorSpec
 from raywatch.actors.windows import Windows
 from raywatch.models.decide import Episode
+from raywatch.models.linear import Linear
 from raywatch.models.missing import Silence
 from raywatch.models.registry import build, shipped
 from raywatch.models.scorer import F64, ModelSpec, describe
@@ -104,7 +107,7 @@ def test_an_alert_says_everything_a_receiver_needs() -> None:
     }
     assert words == (
         "web-1 shows an unfamiliar short pattern: cpu is 97.25, expected 38 to 44; about 1 in 40 "
-        "million records of this key look like this, last alike at 2023-11-14 21:56:40 UTC."
+        "million records of this key look like this, the nearest at 2023-11-14 21:56:40 UTC."
     )
 
 
@@ -186,9 +189,36 @@ def test_in_a_file_there_is_no_lineage_and_nobody_is_paged() -> None:
 
 
 def test_the_end_of_an_incident_says_how_long_it_took() -> None:
-    ended = replace(EPISODE, kind="resolved", p=0.4, observed=(42.0, 8.0), expected=(41.0, 8.0))
-    words = from_episode(SPEC, b"k", AT + 3_600_000, ORIGIN, ended, "m@1").words
-    assert words == "k is back to usual after 1 h 1 min: cpu is 42, expected 38 to 44."
+    one = replace(SPEC, record=RecordSpec(("cpu",)))
+    ended = replace(
+        EPISODE, kind="resolved", p=0.4, channel_share=(1.0,), observed=(42.0,), expected=(41.0,),
+        spread=(3.0,),
+    )  # fmt: skip
+    words = from_episode(one, b"k", AT + 3_600_000, ORIGIN, ended, "m@1").words
+    assert words == "k is no longer strange after 1 h 1 min: cpu is 42, expected 38 to 44."
+    lasts = replace(ended, observed=(98.0,))  # what lasts becomes usual, wherever it is
+    words = from_episode(one, b"k", AT + 3_600_000, ORIGIN, lasts, "m@1").words
+    assert words == "k is no longer strange after 1 h 1 min: cpu is 98."
+
+
+def test_the_end_of_an_incident_names_no_channel_that_it_was_not_about() -> None:
+    ended = replace(EPISODE, kind="resolved", p=0.4, channel_share=(0.1, 0.9), observed=(42.0, 8.0))
+    words = from_episode(SPEC, b"k", AT, ORIGIN, ended, "m@1").words
+    assert words == "k is no longer strange after 1 min."
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(9_999.7, "10,000"), (5e6, "5,000,000"), (-0.0, "0"), (-12_345.6, "-12,346"), (1e9, "1e+09")],
+)
+def test_a_number_is_written_to_be_read(value: float, said: str) -> None:
+    assert short(value) == said
+
+
+def test_what_a_shipped_model_notices_has_words() -> None:
+    for model in (build(shipped("lagbank")), build(shipped("robustz")), Linear):
+        for component in model.components:
+            assert component.name in NOTICED, (model, component)
 
 
 def test_an_update_says_that_it_got_worse() -> None:
@@ -219,6 +249,7 @@ def test_a_silence_says_since_when_and_for_how_long() -> None:
         (1e-5, "about 1 in 100,000 "),
         (2.5e-8, "about 1 in 40 million "),
         (1e-9, "about 1 in 1 billion "),
+        (1.001e-12, "about 1 in 1 trillion "),
         (1e-300, "fewer than 1 in a trillion "),
     ],
 )

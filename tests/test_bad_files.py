@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command import Said, called, written
+from packing import ENDINGS, compressed
 
 
 @pytest.fixture
@@ -158,13 +159,29 @@ GOOD = "\n".join(f'{{"host": "h{n % 3}", "ts": {n * 1_000}, "value": {n % 5}}}' 
     ("name", "blob", "said"),
     [
         ("nowhere.jsonl", None, "nowhere.jsonl"),
-        ("empty.jsonl", b"", "`{path}`: no column `host`"),
+        ("empty.jsonl", b"", "`{path}` is empty"),
         ("empty.csv", b"", "empty.csv"),
         ("empty.parquet", b"", "empty.parquet"),
         ("torn.parquet", b"PAR1\x00\x01\x02", "torn.parquet"),
         ("foreign.parquet", b"\x7fELF" + bytes(100), "foreign.parquet"),
         ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(64), "picture.png"),
         ("other.csv", b"a,b\n1,2\n", "`{path}`: no column `host`"),
+        ("nowhere.jsonl.gz", None, "`{path}`: [Errno 2] No such file"),
+        ("empty.jsonl.gz", b"", "`{path}` is empty"),
+        ("empty.csv.zst", b"", "`{path}`: Empty"),
+        ("nothing.jsonl.gz", compressed(b"", ".gz"), "`{path}` is empty"),
+        *((f"plain.jsonl{ending}", GOOD.encode(), "cannot read `{path}`") for ending in ENDINGS),
+        *((f"plain.csv{ending}", b"a,b\n1,2\n", "cannot read `{path}`") for ending in ENDINGS),
+        ("foreign.jsonl.zst", compressed(GOOD.encode(), ".gz"), "cannot read `{path}`"),
+        ("torn.jsonl.gz", compressed(GOOD.encode(), ".gz")[:-1], "`{path}`: Truncated"),
+        ("torn.csv.gz", compressed(b"host,ts,value\n1,2,3\n", ".gz")[:-1], "`{path}`: Truncated"),
+        ("flipped.jsonl.gz", compressed(GOOD.encode(), ".gz")[:-1] + b"?", "cannot read `{path}`"),
+        ("foreign.jsonl.xz", b"\xfd7zXZ\0", "`{path}` has to be unpacked first"),
+        ("folder.zip", b"PK", "`{path}` has to be unpacked first"),
+        ("logs.tar.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("twice.jsonl.gz.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("x.parquet.gz", b"\x1f\x8b", "`{path}` has to be unpacked first"),
+        ("picture.png.gz", compressed(b"\x89PNG", ".gz"), "`{path}` is no file this can read"),
     ],
 )
 def test_backtest_of_a_file_that_cannot_be_read_ends_with_2_and_its_name(
@@ -176,6 +193,7 @@ def test_backtest_of_a_file_that_cannot_be_read_ends_with_2_and_its_name(
     found = raywatch("backtest", written(tmp_path), source, "--output", output)
     assert found.code == 2, (found.out, found.err)
     assert said.format(path=source) in found.err
+    assert "hint: " in found.err
     assert list(tmp_path.glob("out.parquet*")) == []
 
 
@@ -190,6 +208,60 @@ def test_backtest_of_a_torn_line_rejects_it_and_scores_the_rest(
     assert found.code == 0, found.err
     told = json.loads(found.out)
     assert (told["records"], told["reasons"]) == (31, {"not JSON": 1})
+
+
+@pytest.mark.parametrize("text", ["x", '[{"host": "a"}]', '{\n  "host": "a"\n}'])
+def test_a_file_without_an_object_a_line_is_told_what_is_wanted(
+    tmp_path: Path, raywatch: Callable[..., Said], text: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    words = ("backtest", written(tmp_path), tmp_path / "in.jsonl", "--output", tmp_path / "o.pq")
+    said = raywatch(*words)
+    assert said.code == 2
+    assert "in.jsonl` has no column `host`, nor any other" in said.err
+    assert "hint: in JSON lines every line is an object of its own" in said.err
+
+
+def test_backtest_says_of_each_reason_where_it_rejected_first(
+    tmp_path: Path, raywatch: Callable[..., Said]
+) -> None:
+    rows = [{"host": "a", "ts": 1_700_000_000_000 + n, "value": n} for n in range(4)]
+    rows += [{**rows[0], "value": "4\x1b[31m"}, {**rows[0], "value": "5"}, {**rows[0], "ts": -1}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("backtest", written(tmp_path), tmp_path / "in.jsonl", "--output", tmp_path / "o.pq")
+    said = raywatch(*words)
+    assert said.code == 0, said.err
+    assert "3 rejects: 2 wrong type, 1 bad time" in said.out
+    assert "\n  wrong type: first in row 5, `value`: " in said.out
+    assert "\n  bad time: first in row 7, `ts`: " in said.out
+    assert "\x1b" not in said.out
+    assert json.loads(raywatch(*words, "--json").out)["examples"]["wrong type"][0] == 5
+
+
+@pytest.mark.parametrize("kind", ["s", "ms"])
+def test_backtest_says_when_records_were_and_that_seconds_are_none(
+    tmp_path: Path, raywatch: Callable[..., Said], kind: str
+) -> None:
+    one = 1_700_000_000 if kind == "s" else 1_700_000_000_000
+    rows = [{"host": "a", "ts": one + n, "value": n} for n in range(10)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = raywatch(
+        "backtest", written(tmp_path), tmp_path / "in.jsonl", "--output", tmp_path / "o.pq"
+    )
+    assert said.code == 0, said.err
+    day = "1970-01-20 16:13:20" if kind == "s" else "2023-11-14 22:13:20"
+    assert f"times: {day} UTC to {day} UTC" in said.out
+    assert ("`record.time` is ms or ISO 8601" in said.err) == (kind == "s")
+
+
+def test_backtest_names_what_no_record_has(tmp_path: Path, raywatch: Callable[..., Said]) -> None:
+    rows = [{"host": "a", "ts": n, "value": n, "late": n if n == 9 else None} for n in range(10)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = {"key": "host", "time": "ts", "values": ["value", "late", "vlaue"]}
+    path, out = written(tmp_path, record=record), tmp_path / "o.pq"
+    said = raywatch("backtest", path, tmp_path / "in.jsonl", "--output", out, "--json")
+    assert (said.code, json.loads(said.out)["absent"]) == (0, ["vlaue"])
+    assert "! no record has `vlaue`: are they spelt as in the file?" in said.err
 
 
 @pytest.mark.parametrize("option", ["--output", "--alerts"])

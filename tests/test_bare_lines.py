@@ -383,7 +383,13 @@ def test_a_file_gives_the_lines_that_a_topic_gives(tmp_path: Path, batch: int) -
     ("name", "content", "words"),
     [
         ("a.jsonl", b"{}\n", "holds records with fields"),
-        ("a.log.gz", b"\x1f\x8b", "is compressed"),
+        ("a.jsonl.gz", b"{}\n", "holds records with fields"),
+        ("a.log.xz", b"\xfd7zXZ\0", "has to be unpacked first"),
+        ("a.log.gz.gz", b"\x1f\x8b", "has to be unpacked first"),
+        ("a.tar", b"", "has to be unpacked first"),
+        ("a.log.gz", b"\x1f\x8b", "Truncated compressed stream"),
+        ("a.log.2.gz", b"up\n", "zlib inflate failed"),
+        ("b.log.gz", b"", "is empty"),
         ("a.log", b"", "is empty"),
         ("gone.log", None, "cannot read"),
     ],
@@ -419,6 +425,18 @@ def test_other_commands_know_lines(tmp_path: Path, raywatch: Callable[..., Said]
     assert "have no labels" in said.err
 
 
+def test_of_waits_that_the_clock_of_the_lines_cannot_tell_no_mean_is_said(tmp_path: Path) -> None:
+    # Two lines a second, the seconds whole: every other wait is 0 ms, and no mean of them is true.
+    times = [n // 2 for n in range(3_000)] + [2_400 + n // 2 for n in range(100)]
+    text = [f"{1_796_000_000 + at} served /page/{n} in 3 ms" for n, at in enumerate(times)]
+    (tmp_path / "a.log").write_text("\n".join(text))
+    detector, out = LANES.detector(record=SPEC), tmp_path / "alerts.jsonl"
+    backtest(detector, LANES.scorer, tmp_path / "a.log", tmp_path / "o.parquet", alerts=out)
+    opened = [alert for alert in map(json.loads, out.open()) if alert["state"] == "open"]
+    assert len(opened) == 1
+    assert "15 min 1 s without any line, usually less than a second; " in opened[0]["words"]
+
+
 def test_what_is_disguised_is_in_no_alert(tmp_path: Path) -> None:
     log = tmp_path / "gateway.log"
     log.write_bytes(b"\n".join(BARE) + b"\n")
@@ -431,9 +449,9 @@ def test_what_is_disguised_is_in_no_alert(tmp_path: Path) -> None:
         seen[hidden] = out.read_text()
     counts = {text.count("\n") for text in seen.values()}
     assert len(counts) == 1
-    assert "value 1 is 9000000, usually" in seen[()]
+    assert "value 1 is 9,000,000, usually" in seen[()]
     assert "gateway" in seen[(LINE,)]
-    for secret in ("sectors", "took", "is 9000000"):
+    for secret in ("sectors", "took", "is 9,000,000"):
         assert secret in seen[()]
         assert secret not in seen[(LINE,)] + seen[("key", LINE)]
     assert "gateway" not in seen[("key", LINE)]

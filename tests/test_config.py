@@ -56,10 +56,24 @@ def test_the_smallest_config_is_valid_and_means_what_the_defaults_say(tmp_path: 
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "local", "logs", "network", "production"])
+@pytest.mark.parametrize(
+    "name", ["demo", "local", "logs", "network", "payments", "production", "traces"]
+)
 def test_shipped_configs_are_valid(name: str) -> None:
     config = load(ROOT / "configs" / f"{name}.yaml")
     assert [each.name for each in config.specs()] == [each.name for each in config.detectors]
+
+
+@pytest.mark.parametrize("written", ["1e-4", "1E-4", "1.0e-4", "0.0001", "1.e-4"])
+def test_a_probability_is_a_number_however_it_is_written(tmp_path: Path, written: str) -> None:
+    alert = f"    alert: {{probability: {written}, per_day: 2e1}}\n"
+    settings = load(write(tmp_path, SMALLEST + alert)).spec().decide
+    assert (settings.probability, settings.per_day) == (1e-4, 20.0)
+
+
+def test_what_begins_like_a_number_is_a_text(tmp_path: Path) -> None:
+    text = SMALLEST.replace("[events]", "[1e4-events, '1e5']")
+    assert load(write(tmp_path, text)).spec().topics == ("1e4-events", "1e5")
 
 
 def test_every_field_a_lane_knows_can_be_set(tmp_path: Path) -> None:

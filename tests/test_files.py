@@ -1,11 +1,12 @@
 """Goal: a file gives the records its rows are, however it is written, and says what is wrong.
 
-Method: the same rows as Parquet, CSV and JSON lines; then rows, columns and files that are wrong;
-hashes of keys against vectors that Java's Utils.murmur2 gives.
+Method: the same rows as Parquet, CSV and JSON lines, compressed or not; then rows, columns and
+files that are wrong; hashes of keys against vectors that Java's Utils.murmur2 gives.
 """
 
 import decimal
 import json
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packing import ENDINGS, compressed, packed
 
-from raywatch.actors.files import FileBatch, read_file, read_series, resolve
+from raywatch.actors.files import BATCH_BYTES, FileBatch, read_file, read_series, resolve
 from raywatch.actors.names import Names, expand
 from raywatch.actors.partitioner import murmur2, partitions_of
-from raywatch.actors.records import RecordSpec
+from raywatch.actors.records import LINE, RecordSpec
 from raywatch.models.errors import ConfigError
 
 KINDS = ("parquet", "csv", "jsonl")
@@ -80,6 +82,24 @@ def test_the_three_kinds_of_file_give_the_same_records(tmp_path: Path) -> None:
     assert reasons == {"missing field", "bad time", "bad key"}
 
 
+@pytest.mark.parametrize("ending", [*ENDINGS, ".GZ"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_compressed_file_gives_the_same_records(tmp_path: Path, kind: str, ending: str) -> None:
+    plain = write(tmp_path, kind, mixed(100))
+    assert seen(list(read_file(packed(plain, ending), SPEC, 9))) == seen(
+        list(read_file(plain, SPEC, 9))
+    )
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".lz4"])
+def test_a_file_of_many_compressed_parts_is_read_to_its_end(tmp_path: Path, ending: str) -> None:
+    lines = [f'{{"k": "a", "t": {n}, "x": {n}, "y": 0}}\n' for n in range(3_000)]
+    path = tmp_path / f"x.jsonl{ending}"
+    parts = [*map(str.encode, lines), b"", b""]
+    path.write_bytes(b"".join(compressed(part, ending) for part in parts))
+    assert [entry[2] for entry in seen(list(read_file(path, SPEC)))] == list(range(3_000))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_cover_every_row_once_and_in_order(tmp_path: Path, kind: str) -> None:
     pieces = list(read_file(write(tmp_path, kind, mixed(50)), SPEC, batch=8))
@@ -94,8 +114,9 @@ def test_the_stem_is_the_key_and_the_row_the_time_of_a_file_without_them(
     tmp_path: Path, kind: str
 ) -> None:
     path = write(tmp_path, kind, [{"x": n + 0.5} for n in range(6)], stem="host-1")
-    found = seen(list(read_file(path, RecordSpec(values=("x",)), 4)))
-    assert found == [(n, b"host-1", n, (str(n + 0.5),)) for n in range(6)]
+    for each in (path, *(packed(path, ending) for ending in ENDINGS if kind != "parquet")):
+        found = seen(list(read_file(each, RecordSpec(values=("x",)), 4)))
+        assert found == [(n, b"host-1", n, (str(n + 0.5),)) for n in range(6)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +290,8 @@ def test_a_channel_may_be_absent_from_the_first_lines(tmp_path: Path) -> None:
         ("gone.csv", None, "cannot read"),
         ("gone.jsonl", None, "cannot read"),
         ("empty.csv", b"", "cannot read"),
-        ("empty.jsonl", b"", "no column `x`"),
+        ("empty.jsonl", b"", "is empty"),
+        ("blank.jsonl", b"\n \n", "no column `x`"),
         ("torn.parquet", b"PAR1garbage", "cannot read"),
         ("ragged.csv", b"x,y\n1,2\n3\n", "cannot read"),
         ("twice.csv", b"x,x\n1,2\n", "two columns `x`"),
@@ -283,6 +305,57 @@ def test_a_file_that_cannot_be_read_is_a_config_error(
     with pytest.raises(ConfigError, match=message) as caught:
         list(read_file(tmp_path / name, RecordSpec(("x",))))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_batches_before_the_place_where_a_compressed_file_is_torn_are_read(
+    tmp_path: Path, ending: str
+) -> None:
+    rng = np.random.default_rng(1)
+    rows: list[Row] = [{"k": "a", "x": float(x)} for x in rng.random(60_000)]
+    path = packed(write(tmp_path, "jsonl", rows), ending)
+    blob = path.read_bytes()
+    path.write_bytes(blob[: len(blob) * 9 // 10])
+    read: list[FileBatch] = []
+    with pytest.raises(ConfigError, match=f"cannot read `{path}`: Truncated") as caught:
+        read.extend(read_file(path, RecordSpec(("x",), "k")))
+    assert "-dc` saves what is whole" in caught.value.hint
+    found = np.concatenate([piece.records.values[:, 0] for piece in read])
+    assert found.shape[0] in (20_000, 40_000)
+    assert found.tolist() == [row["x"] for row in rows[: found.shape[0]]]
+
+
+LINES = RecordSpec((), message=LINE, format="text")
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "rejects"),
+    [(bytes(1_000_000), 1_000, 1), (b"x" * 999_999 + b"\n", 1_000, 0)],
+    ids=["one line", "long lines"],
+)
+def test_memory_does_not_follow_what_a_file_unpacks_to(
+    tmp_path: Path, part: bytes, count: int, rejects: int
+) -> None:
+    path = tmp_path / "bomb.log.zst"
+    path.write_bytes(compressed(part, ".zst") * count)
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        rows = found = 0
+        for piece in read_file(path, LINES):
+            rows, found = rows + piece.rows, found + len(piece.records.rejects)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (rows, found) == (1 if rejects else count, rejects)
+    assert peak < 8 * BATCH_BYTES, peak  # 268 MB, of 1 GB
+
+
+def test_a_row_that_unpacks_to_more_than_a_block_is_a_config_error(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.csv.gz"
+    path.write_bytes(compressed(b"x\n1\n" + bytes(50_000_000), ".gz"))
+    with pytest.raises(ConfigError, match="cannot read"):
+        list(read_file(path, RecordSpec(("x",))))
 
 
 def test_a_parquet_file_torn_in_the_middle_is_a_config_error(tmp_path: Path) -> None:

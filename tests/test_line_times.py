@@ -7,6 +7,7 @@ whole files through the command: a pause and a rush that are there in time alone
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -21,12 +22,13 @@ import pytest
 from command import Said, called, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packing import ENDINGS, packed
 
 from raywatch.actors import grammar, line_times, scan
 from raywatch.actors.decode import join
-from raywatch.actors.files import SAMPLE, line_clock, read_file
+from raywatch.actors.files import SAMPLE, read_file
 from raywatch.actors.grammar import TIME_MAX_MS
-from raywatch.actors.line_times import LINE_MS, NONE, LineClock, warm_line_times
+from raywatch.actors.line_times import LINE_MS, NONE, Held, LineClock, warm_line_times
 from raywatch.actors.records import LINE, RecordSpec
 from raywatch.models.errors import ConfigError
 
@@ -249,6 +251,13 @@ def read(path: Path, batch: int = 20_000) -> list[tuple[int, int, bytes]]:
     return found
 
 
+def held_in(path: Path) -> Held:
+    """What the first lines of a file say of time."""
+    held = next(read_file(path, SPEC)).times
+    assert held is not None
+    return held
+
+
 TRACE = [
     b"  banner", b"2026-11-30 18:00:01,000 INFO up", b"2026-11-30 18:00:02,500 ERROR down",
     b"java.lang.Error: 2026-11-30 18:00:09,000", b"\tat a.b.C", b"", b"   ", b"   ... 20 more",
@@ -266,7 +275,7 @@ def test_a_line_without_a_time_has_that_of_the_line_before(tmp_path: Path, batch
         1_000, 1_000, 2_500, 2_500, 2_500, 2_500, 4_000, 3_000, 3_000, *[5_000] * 6,
     ]  # fmt: skip
     assert [row for row, _, _ in found] == list(range(15))  # blank lines are no rows
-    held = line_clock(tmp_path / "a.log", SPEC).held
+    held = held_in(tmp_path / "a.log")
     assert (held.form, held.lines, round(held.share * held.lines)) == ("ISO 8601", 11, 10)
 
 
@@ -300,10 +309,20 @@ def test_the_first_lines_alone_say_where_times_are(tmp_path: Path) -> None:
     for count, form in ((SAMPLE * 9 // 10, "ISO 8601"), (SAMPLE * 9 // 10 - 1, "")):
         first = [stamp] * count + [b"up"] * (SAMPLE - count)
         (tmp_path / "a.log").write_bytes(b"\n".join(first + [b"up"] * 5_000))
-        held = line_clock(tmp_path / "a.log", SPEC).held
+        held = held_in(tmp_path / "a.log")
         assert (held.form, held.share, held.lines) == (form, count / SAMPLE, SAMPLE)
         found = {time for _, time, _ in read(tmp_path / "a.log")}
         assert len(found) == (1 if form else SAMPLE + 5_000)
+
+
+def test_a_stream_that_can_be_read_but_once_is_read_from_its_first_line_on() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"\n".join(TRACE))
+    os.close(writer)
+    found = read(Path(f"/dev/fd/{reader}"), 3)
+    os.close(reader)
+    assert [line for _, _, line in found] == [line for line in TRACE if not line.isspace() and line]
+    assert found[-1][1] - found[0][1] == 4_000
 
 
 def test_the_first_place_that_holds_a_time_counts() -> None:
@@ -436,6 +455,20 @@ def test_a_pause_and_a_rush_are_found_by_the_times_of_lines(
     rush = [each for each in opened if each["component"] == "rush"]
     assert len(rush) == 1
     assert meant[RUSH] <= rush[0]["at_ms"] <= meant[RUSH + RUSH_LENGTH]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_compressed_lines_have_their_times_their_key_and_their_scores(
+    tmp_path: Path, raywatch: Callable[..., Said], ending: str
+) -> None:
+    said, opened, _ = filed(tmp_path, raywatch, "RFC 3164")
+    assert {each["key"] for each in opened} == {"web"}
+    copy, out, alerts = packed(tmp_path / "web.log", ending), tmp_path / "p", tmp_path / "a"
+    again = raywatch("backtest", config(tmp_path), copy, "--output", out, "--alerts", alerts)
+    assert again.code == 0, again.err
+    assert again.out.splitlines()[2:-1] == said.out.splitlines()[2:-1]  # rejects and times
+    assert out.read_bytes() == (tmp_path / "o.parquet").read_bytes()
+    assert alerts.read_bytes() == (tmp_path / "a.jsonl").read_bytes()
 
 
 def test_where_a_line_is_a_second_neither_is_found_and_that_is_said(

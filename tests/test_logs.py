@@ -250,7 +250,7 @@ def test_what_is_planted_is_found_and_named(tmp_path: Path) -> None:
 
     number = opened_at(alerts, ROWS[NUMBER]["ts"], ROWS[NUMBER]["ts"])
     assert [alert["component"] for alert in number] == ["number"]
-    assert "value 1 is 9000000, usually" in number[0]["words"]
+    assert "value 1 is 9,000,000, usually" in number[0]["words"]
     assert table.num_rows == RECORDS
 
 
@@ -320,7 +320,7 @@ def test_what_is_disguised_is_in_no_alert_and_in_no_state(tmp_path: Path) -> Non
     assert closed["score"].equals(open_["score"])
     assert [a["id"] for a in alerts] == [a["id"] for a in disguised]
     text = (tmp_path / "b" / "alerts.jsonl").read_text()
-    for secret in ("disk", "sectors", "token", "query", "r-1404", "9000000"):
+    for secret in ("disk", "sectors", "token", "query", "r-1404", "9,000,000", "9000000"):
         assert secret not in text, secret
         assert secret in (tmp_path / "a" / "alerts.jsonl").read_text()
     assert '"word":"(withheld)"' in text

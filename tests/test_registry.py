@@ -91,6 +91,12 @@ def test_an_unknown_reference_says_what_exists(tmp_path: Path, reference: str) -
         assert version in caught.value.hint
 
 
+def test_a_class_that_lacks_its_prefix_is_told_with_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no model `network`") as caught:
+        Registry(tmp_path).resolve("network")
+    assert caught.value.hint.startswith("did you mean `preset:network`? there are lagbank@")
+
+
 def test_more_digits_than_a_folder_shows_must_fit_too(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.add(trained(1))

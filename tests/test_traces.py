@@ -251,7 +251,7 @@ def test_what_is_planted_is_found_and_named(tmp_path: Path) -> None:
     (minute,) = opened_in(alerts, MINUTE, MINUTE + 1)
     assert minute["component"] == "slow"
     assert minute["edge"]["name"] == "caller batch, operation /refund"
-    assert "this call took 60000, usually " in minute["words"]
+    assert "this call took 60,000, usually " in minute["words"]
 
     (new,) = opened_in(alerts, NEW, NEW + 1)
     assert new["component"] == "edge"
@@ -288,7 +288,7 @@ def test_an_incident_lasts_while_its_edge_is_strange(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert resolved["at_ms"] - resolved["since_ms"] > STEP_MS * 500
     assert resolved["edge"] == {"name": "", "expected": []}
-    assert resolved["words"].startswith("pay is back to usual after ")
+    assert resolved["words"].startswith("pay is no longer strange after ")
     assert resolved["words"].endswith(" s.")
 
 

@@ -14,10 +14,13 @@ from raywatch.cluster.output import (
     JsonFlag,
     mark,
     of_labels,
+    printable,
     progress,
     result,
     say,
 )
+
+SECONDS = 631_152_000, 4_102_444_800  # 1990 and 2100 in s since 1970
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -26,7 +29,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def backtest(
     config: ConfigPath,
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines, or log lines.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Parquet; CSV, JSON lines or log lines, also compressed."
+        ),
     ],
     output: Annotated[str, typer.Option(metavar="OUT.parquet", help="One row for each record.")],
     alerts: Annotated[str, typer.Option(metavar="OUT.jsonl", help="Every alert, as JSON.")] = "",
@@ -80,19 +86,31 @@ def backtest(
     }
     if found["line_ms"]:
         say(mark("warn", _uncertain(found["times"]), sys.stderr))
+    if _seconds(summary.first_ms, summary.last_ms):
+        words = "all times lie in January or February 1970, as seconds do that are read as ms"
+        say(mark("warn", f"{words}: `record.time` is ms or ISO 8601", sys.stderr))
+    if summary.absent:
+        names = ", ".join(f"`{name}`" for name in summary.absent)
+        say(mark("warn", f"no record has {names}: are they spelt as in the file?", sys.stderr))
     result(found, json, _lines)
 
 
 def _lines(found: Any) -> list[str]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in found["reasons"].items())
+    written = found["alerts_output"]
     return [
         f"{found['records']:,} records of {found['keys']:,} keys, scored by {found['model']}",
         f"{found['alerts']:,} alerts"
-        + (f", written to {found['alerts_output']}" if found["alerts_output"] else "")
+        + (f", with their updates and ends in {written}" if written else "")
         + (f"; held back by per_day: {found['held']:,}" if found["held"] else ""),
         f"{found['rejects']:,} rejects" + (f": {reasons}" if reasons else ""),
+        *(
+            f"  {reason}: first in row {row:,}" + (f", {printable(detail)}" if detail else "")
+            for reason, (row, detail) in found["examples"].items()
+        ),
         *of_labels(found["labels"]),
         *_times(found["times"]),
+        *_span(found["first_ms"], found["last_ms"]),
         f"scores are in {found['output']}",
     ]
 
@@ -111,3 +129,18 @@ def _times(held: Any) -> list[str]:
         return ["times: a line a second"]
     share = f"in {held['share']:.1%} of the first {held['lines']:,}"
     return [f"times: those that lines begin with ({held['form']}), {share}"]
+
+
+def _seconds(first_ms: int | None, last_ms: int | None) -> bool:
+    """Whether times are seconds, by the look of them."""
+    if first_ms is None or last_ms is None:
+        return False
+    return SECONDS[0] <= first_ms and last_ms < SECONDS[1]
+
+
+def _span(first_ms: int | None, last_ms: int | None) -> list[str]:
+    from raywatch.actors.phrases import when
+
+    if first_ms is None or last_ms is None:
+        return []
+    return [f"times: {when(first_ms)} to {when(last_ms)}"]

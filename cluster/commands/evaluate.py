@@ -23,7 +23,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def evaluate(
     config: ConfigPath,
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Parquet, CSV or JSON lines, with labels.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Parquet; CSV or JSON lines, also compressed; with labels."
+        ),
     ],
     label: Annotated[
         str, typer.Option(metavar="COLUMN", help="Where labels are; whole numbers, or none.")

@@ -66,7 +66,9 @@ def show(
 @app.command()
 def train(
     config: ConfigPath,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV or JSON lines.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Parquet; CSV or JSON lines, also compressed.")
+    ],
     kind: Annotated[str, typer.Option(help="Kind of model, e.g. `linear`.")] = "linear",
     name: Annotated[str, typer.Option(help="Name of the model; empty: the kind.")] = "",
     detector: DetectorName = "",
