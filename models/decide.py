@@ -2,9 +2,8 @@
 
 For each record of a key, in order: coarse scores are held until the next block ends; the sustained
 components are summed, the largest channel counts. Every event component of every channel, and where
-`views` is on what this stage sees in the values themselves (profile.py, novelty.py, poisson.py,
-week.py), is calibrated by the key's own past; together they say how rare the record is
-(judging.py), r = -log10 of a tail probability;
+`views` is on what this stage sees in the values themselves (views.py), is calibrated by the key's
+own past; together they say how rare the record is (judging.py), r = -log10 of a tail probability;
 
     event score = r - what is due to a key of this age         ranks records of all keys
     p = 10^-r as it was kept so far                            promise.py; 1 until the key is warm
@@ -72,6 +71,7 @@ from raywatch.models.scorer import (
     Segments,
 )
 from raywatch.models.settings import DecideSettings
+from raywatch.models.views import PROMISED, unused, views_of
 
 __all__ = ["Decided", "Decider", "Episode", "Forgotten", "warm_decide"]
 
@@ -80,7 +80,6 @@ Array = NDArray[Any]
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 REASONS = 5  # components that an alert names at most
-PROMISED = (profile.LONG, poisson.NAME, week.NAME)  # they have a part in p, none in event scores
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -102,7 +101,7 @@ class Decider:
     ) -> None:
         assert channels >= 1, channels
         names = [component.name for component in components]
-        seen = _views(channels) if views else ()
+        seen = views_of(channels) if views else ()
         assert len(set(names)) == len(names), names
         assert not set(names) & set(seen), names
         self._settings = settings
@@ -150,8 +149,8 @@ class Decider:
             "chance": Rows((incident.CHANCES,), np.float64),
             "incident": Rows((INCIDENT_COLUMNS,), np.int64),
         }
-        unused = _unused(seen, channels)
-        self._used = tuple(name for name in self._rows if name not in unused)
+        without = unused(seen, channels)
+        self._used = tuple(name for name in self._rows if name not in without)
         for name in self._used:
             self._rows[name].reserve(1)
 
@@ -346,7 +345,9 @@ class Decider:
     def _reasons(self, said: F64) -> tuple[tuple[str, float], ...]:
         """Components that called a channel rare, the rarest first, and their -log10 p."""
         order = np.argsort(-said, kind="stable")[:REASONS]
-        return tuple((self.names[row], float(said[row])) for row in order if said[row] > judging.USUAL)
+        return tuple(
+            (self.names[row], float(said[row])) for row in order if said[row] > judging.USUAL
+        )
 
     def state(self) -> dict[str, Array]:
         """Everything remembered, by slot: copies, so that deciding may go on meanwhile.
@@ -437,36 +438,6 @@ def _label(name: str) -> int:
 def _own(array: Array, kind: type[np.generic]) -> Array:
     """The array as the kernels were compiled for: scores from shared memory are read-only."""
     return np.require(array, kind, ["C", "W", "A"])
-
-
-def _unused(views: tuple[str, ...], channels: int) -> set[str]:
-    """Parts of a state that these views do not have."""
-    unused: set[str] = set()
-    if channels == 1:
-        unused |= {"joint", "range"}
-    if profile.VIEWS[0] not in views:
-        unused |= {"profile"}
-    if profile.LONG not in views:
-        unused |= {"recent"}
-    if poisson.NAME not in views:
-        unused |= {"poisson", "peaks"}
-    if novelty.NAME not in views:
-        unused |= {"span", "marks"}
-    if week.NAME not in views:
-        unused |= {"week"}
-    return unused
-
-
-def _views(channels: int) -> tuple[str, ...]:
-    """Names of what this stage sees itself.
-
-    Most are for keys of one channel. Among several, spikes that a channel has anyway are novel too
-    often, and some channel or other always drifts off its hours (event recall at 0.1 %: SMD .52
-    with hour_mean and .64 without, ASD .70 and .84) and off its weeks.
-    """
-    if channels > 1:
-        return (profile.VIEWS[0], poisson.NAME)
-    return (*profile.VIEWS, novelty.NAME, poisson.NAME, week.NAME)
 
 
 def _table(components: tuple[Component, ...], views: int) -> I64:

@@ -401,15 +401,15 @@ def decide_batch(
             if age >= promise.BEGIN:
                 promise.follow(lines, slot, rare)
         passed = incident.gate(state.chance, slot, incident.GATE, event)
-        rarest = incident.gate(state.chance, slot, incident.GATE_P, -math.log10(p))
         out.p[at] = p
         out.event[at] = event if passed else 0.0
         if limited:
             factor = budget.allowed(
                 debt, clock, part[step], time_ms[at], account.share, account.step_ms, account.growth
             )
+        may_open = incident.gate(state.chance, slot, incident.GATE_P, -math.log10(p)) and warm
         kind = incident.follow(
-            incidents, state.chance, slot, time_ms[at], p, rarest and warm, fired,
+            incidents, state.chance, slot, time_ms[at], p, may_open, fired,
             rule.probability, rule.update_factor, rule.quiet, factor,
         )  # fmt: skip
         out.judged[at] = 2 if kind == incident.HELD else warm and fired >= 0
@@ -420,14 +420,13 @@ def decide_batch(
                 _blame(evidence, now, table, engine, ranges, slot, scratch.far, sole)
         if asked:
             out.evidence[at] = evidence
-        origin = (key, records, t, base)
         if told:
             _record(out, found, at, kind, slot, incidents)
-            _explain(state, batch, scratch, out, engine, found, origin)
+            _explain(state, batch, scratch, out, engine, found, (key, records, t, base))
             found += 1
         if limited and kind == incident.OPENED:
             budget.spend(debt, part[step])
-        _remember(state, slot, age, batch, origin)
+        _remember(state, slot, age, batch, (key, records, t, base))
     for key in range(touched.shape[0]):
         count[touched[key]] += counts[key]
     return found

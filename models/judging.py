@@ -120,11 +120,10 @@ def judge(
                     total += trust[row] * max(rare - USUAL, 0.0)
                     most = max(most, ranks[row] * (rare + worth[row]))  # 0 is nothing rare
                     most_sharp = max(most_sharp, sharp)
-                    if heard:
-                        heard_trust += trust[row]
-                        most_heard = max(most_heard, sharp)
-                        if sharp > rarest:
-                            rarest, fired = sharp, row
+                    heard_trust += trust[row] * heard
+                    most_heard = max(most_heard, sharp if heard else -math.inf)
+                    if heard and sharp > rarest:
+                        rarest, fired = sharp, row
             if not math.isnan(score):
                 calibration[slot, which, calibrate.HEARD] += 1.0
             if teaches[row, channel] >= 0.0 and not score > LARGEST:
@@ -138,11 +137,10 @@ def judge(
         top_sharp = _topped(top_sharp, most_sharp - USUAL)
         top_heard = _topped(top_heard, most_heard - USUAL)
     every, together = _joined(joint, slot, (top_all, top_sharp, top_heard), rate, excess_rate)
-    if by >= 0:
-        together -= math.log10(1.0 + ALONE)
-        alone -= math.log10(tests) + math.log10((1.0 + ALONE) / ALONE)
-        if alone > together or fired < 0:
-            return every, alone, by, whose
+    alone -= math.log10(max(tests, 1.0) * (1.0 + ALONE) / ALONE)
+    together -= math.log10(1.0 + ALONE) * (by >= 0)
+    if by >= 0 and (alone > together or fired < 0):
+        return every, alone, by, whose
     return every, together, fired, -1
 
 
@@ -170,7 +168,10 @@ def _say(
     score: float,
     form: tuple[float, float],
 ) -> tuple[float, float]:
-    """-log10 p of a score as it ranks, and as p is made of it. `form`: its reach, and 1 for a tail."""
+    """-log10 p of a score as it ranks, and as p is made of it.
+
+    `form`: its reach, and 1 for a tail.
+    """
     reach, tail = form
     if tail == 1.0:
         return score, score

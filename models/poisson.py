@@ -52,9 +52,7 @@ COLUMNS = VISITS + HOURS
 
 
 @njit(cache=True, nogil=True)
-def look(
-    row: F64, time_ms: int, value: float, sums: F64
-) -> tuple[float, float, float]:
+def look(row: F64, time_ms: int, value: float, sums: F64) -> tuple[float, float, float]:
     """Judge a value, then learn it: (score, what was due, twice the deviation of that).
 
     The score is NaN where the values are no counts, or what is due is not known yet. `sums`: out,

@@ -43,7 +43,7 @@ LATE_HOURS = 24  # A record that is late by no more is judged, and teaches no ho
 
 # Of z, a record every 1 to 30 minutes, 10 weeks: 0.97 quantile 2.2 to 2.8, mean beyond it .6 to .7.
 Z_MEAN, Z_LINE, Z_EXCESS = 0.8, 2.4, 0.65
-Z_ABOVE = 10.0  # excesses that this counts for
+Z_ABOVE = 20.0  # excesses that this counts for
 TEACHES = 4.0  # lines
 KNOWN = 5.0  # weeks of an hour before all that it says is believed
 

@@ -116,10 +116,10 @@ def test_a_calibrator_begins_with_what_is_known_and_a_strange_day_teaches_little
     assert week.teaches(state, 0, 0, math.nan, True) == -1.0
     assert not state.any()
     assert week.teaches(state, 0, 0, 1.0, False) == -1.0  # within an hour
-    assert week.teaches(state, 0, 0, 1.0, True) == 2.0 * 2.4
+    assert week.teaches(state, 0, 0, 1.0, True) == 4.0 * 2.4
     assert calibrate.promised(state, 0, 0, 2.4) == pytest.approx(calibrate.BODY)
-    # 1.52 + 40 log10(1 + 9.6 / (40 * .65)): a Pareto tail of shape 1 / 40 beyond the line
-    assert calibrate.promised(state, 0, 0, 12.0) == pytest.approx(7.0, abs=0.1)
+    # 1.52 + 20 log10(1 + 9.6 / (20 * .65)): a Pareto tail of shape 1 / 20 beyond the line
+    assert calibrate.promised(state, 0, 0, 12.0) == pytest.approx(6.3, abs=0.1)
 
 
 # ---- in the decide stage -----------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_days_that_are_usual_on_another_day_are_rare_and_usual_saturdays_are_not
     backtest(spec("d", "in", decide=decide), built(shipped("lagbank")), source, out)
     p = pq.read_table(out, columns=["p_value"])["p_value"].to_numpy().reshape(records, keys)
     least = [p[last + (k % 4) * DAY :][:DAY, k].min() for k in range(8)]
-    assert sum(each <= 1e-4 for each in least) >= 6, least
+    assert sum(each <= 1e-3 for each in least) >= 7, least
     calm_keys = p[5 * 7 * DAY :, 8:]
     assert float((calm_keys <= 1e-3).mean()) < 3e-3  # 4 of 4,032 are to be expected
     saturdays = calm_keys.reshape(3, 7, DAY, 4)[:, 5]
