@@ -435,7 +435,7 @@ def _anomaly_words(alert: Alert) -> str:
         return f"{who} is no longer strange after {after}{end}{sessions}"
     noticed = NOTICED.get(alert.component, f"component {alert.component}")
     if alert.sums is not None:
-        noticed = _counted(*alert.sums)
+        noticed = _counted(*alert.sums, shown[0].name if len(alert.channels) > 1 else "")
     chance = odds(alert.tail_probability)
     whose = "this partition" if alert.component in SHARED else "this key"
     alike = "" if alert.similar_ms is None else f", the nearest at {when(alert.similar_ms)}"
@@ -446,9 +446,10 @@ def _anomaly_words(alert: Alert) -> str:
     )
 
 
-def _counted(came: float, due: float) -> str:
+def _counted(came: float, due: float, what: str) -> str:
     much = "fewer" if came < due else "more"
-    return f"{much} than usual for this hour, {short(came)} where {short(due)} were due"
+    of = f" of {what}" if what else ""
+    return f"{much}{of} than usual for this hour, {short(came)} where {short(due)} were due"
 
 
 def _missing_words(alert: Alert) -> str:

@@ -28,14 +28,15 @@ PROCESS_BYTES = 400 * MIB  # an owner without lanes: Python, Ray, numba and thei
 KEY_BYTES = 8 + 56 + 40 + 96  # count, silence, slot, and cells of the table while it is doubled
 ARENA_FACTOR = 4  # bytes of an arena for each byte of a key, while it is copied
 CHANNEL_BYTES = 6_064  # rings and statistics (models/history.py)
-DECIDE_BYTES = 1_056  # incident, gate, promise, novelty, times, count (models/decide.py);
+DECIDE_BYTES = 1_120  # incident, gates, promise, novelty, times, count (models/decide.py);
 COMPONENT_BYTES = 56  # of a channel, for each component,
 HELD_BYTES = 8  # for each component on a coarse level,
 HOUR_BYTES = 600  # for each view of the time of day,
 MISS_RANGE_BYTES = 24  # and for the mean miss and the range
-# Keys of one channel have more views: means by the hour, of values that are kept, novelty, counts
-# and the hours of the week.
-MORE_VIEWS, MORE_HOURS, RECENT_BYTES, COUNTED_BYTES, WEEK_BYTES = 5, 2, 512, 608, 4_280
+COUNTED_BYTES = 608  # and for what it counts
+# Keys of one channel have more views: means by the hour, of values that are kept, novelty and the
+# hours of the week.
+MORE_VIEWS, MORE_HOURS, RECENT_BYTES, WEEK_BYTES = 4, 2, 512, 4_280
 COMPONENTS, COARSE = 14, 3  # at most, of shipped models; views of the decide stage included
 RECORD_BYTES = 300  # of a record in a batch: Python's part of it, and columns
 VALUE_BYTES = 24 + 4 * (COMPONENTS + 3)  # of a value: as read, grouped, decided; its scores
@@ -96,9 +97,9 @@ def key_bytes(spec: DetectorSpec) -> int:
         return key + {"payments": ENTITY_BYTES, "logs": ROW_BYTES, "traces": ROW_BYTES}.get(
             spec.stage, 0
         )
-    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_RANGE_BYTES
+    channel = CHANNEL_BYTES + COARSE * HELD_BYTES + HOUR_BYTES + MISS_RANGE_BYTES + COUNTED_BYTES
     channel += (COMPONENTS - MORE_VIEWS) * COMPONENT_BYTES
-    more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + COUNTED_BYTES + WEEK_BYTES
+    more = MORE_HOURS * HOUR_BYTES + RECENT_BYTES + WEEK_BYTES
     more += MORE_VIEWS * COMPONENT_BYTES
     channels = len(spec.record.values)
     text = ARENA_FACTOR * spec.record.key_bytes_max

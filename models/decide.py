@@ -2,9 +2,8 @@
 
 For each record of a key, in order: coarse scores are held until the next block ends; the sustained
 components are summed, the largest channel counts. Every event component of every channel, and where
-`views` is on what this stage sees in the values themselves (profile.py, novelty.py, poisson.py,
-week.py), is calibrated by the key's own past; together they say how rare the record is
-(judging.py), r = -log10 of a tail probability;
+`views` is on what this stage sees in the values themselves (views.py), is calibrated by the key's
+own past; together they say how rare the record is (judging.py), r = -log10 of a tail probability;
 
     event score = r - what is due to a key of this age         ranks records of all keys
     p = 10^-r as it was kept so far                            promise.py; 1 until the key is warm
@@ -20,7 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raywatch.models import calibrate, incident, novelty, peaks, poisson, profile, promise, week
+from raywatch.models import (
+    calibrate,
+    incident,
+    judging,
+    novelty,
+    peaks,
+    poisson,
+    profile,
+    promise,
+    week,
+)
 from raywatch.models.budget import Account, no_budget
 from raywatch.models.decide_kernel import (
     BLOCK,
@@ -47,7 +56,6 @@ from raywatch.models.decide_kernel import (
 from raywatch.models.errors import ArtifactError
 from raywatch.models.history import Appended
 from raywatch.models.incident import Decided, Episode, Forgotten
-from raywatch.models.judging import USUAL
 from raywatch.models.missing import warm_missing
 from raywatch.models.rows import Rows
 from raywatch.models.scorer import (
@@ -63,6 +71,7 @@ from raywatch.models.scorer import (
     Segments,
 )
 from raywatch.models.settings import DecideSettings
+from raywatch.models.views import PROMISED, unused, views_of
 
 __all__ = ["Decided", "Decider", "Episode", "Forgotten", "warm_decide"]
 
@@ -71,7 +80,6 @@ Array = NDArray[Any]
 COUNT_MAX = 1 << 53  # No key has so many records.
 INCIDENT_COLUMNS = 7  # see incident.py
 REASONS = 5  # components that an alert names at most
-PROMISED = (profile.LONG, poisson.NAME, week.NAME)  # they have a part in p, none in event scores
 SPLIT = ("calibration", "held")  # saved by the names of components
 
 
@@ -93,7 +101,7 @@ class Decider:
     ) -> None:
         assert channels >= 1, channels
         names = [component.name for component in components]
-        seen = _views(channels) if views else ()
+        seen = views_of(channels) if views else ()
         assert len(set(names)) == len(names), names
         assert not set(names) & set(seen), names
         self._settings = settings
@@ -126,23 +134,23 @@ class Decider:
             "total": Rows((), np.int64),
             "held": Rows((coarse, channels), np.float64),
             "calibration": Rows((len(self.names) * channels, calibrate.COLUMNS), np.float64),
-            "joint": Rows((1, calibrate.COLUMNS), np.float64),
+            "joint": Rows((judging.JOINTS, calibrate.COLUMNS), np.float64),
             "promise": Rows((promise.COLUMNS,), np.float64),
             "profile": Rows((channels, hours, profile.HOURS + 1, 3), np.float64),
             "recent": Rows((channels, profile.RECENT), np.float64),
             "range": Rows((channels, 2), np.float64),
             "span": Rows((novelty.COLUMNS,), np.float64),
             "marks": Rows((novelty.BINS,), np.uint8),
-            "peaks": Rows((peaks.COLUMNS,), np.float64),
-            "poisson": Rows((poisson.COLUMNS,), np.float64),
-            "week": Rows((week.COLUMNS,), np.float64),
+            "peaks": Rows((channels, peaks.COLUMNS), np.float64),
+            "poisson": Rows((channels, poisson.COLUMNS), np.float64),
+            "week": Rows((channels, week.COLUMNS), np.float64),
             "miss": Rows((channels,), np.float64),
             "times": Rows((TIMES,), np.int64),
-            "chance": Rows((2,), np.float64),
+            "chance": Rows((incident.CHANCES,), np.float64),
             "incident": Rows((INCIDENT_COLUMNS,), np.int64),
         }
-        unused = _unused(seen, channels)
-        self._used = tuple(name for name in self._rows if name not in unused)
+        without = unused(seen, channels)
+        self._used = tuple(name for name in self._rows if name not in without)
         for name in self._used:
             self._rows[name].reserve(1)
 
@@ -281,8 +289,8 @@ class Decider:
             worth=self._worth,
             reach=self._reach,
             belief=np.ones((rows, channels)),
-            sums=np.full(2, np.nan),
-            teaches=np.full(rows, np.inf),
+            sums=np.full((channels, 2), np.nan),
+            teaches=np.full((rows, channels), np.inf),
         )
 
     def _parts(self, counts: I32, before: I64, scores: Scores) -> tuple[F32, I64, I64]:
@@ -337,7 +345,9 @@ class Decider:
     def _reasons(self, said: F64) -> tuple[tuple[str, float], ...]:
         """Components that called a channel rare, the rarest first, and their -log10 p."""
         order = np.argsort(-said, kind="stable")[:REASONS]
-        return tuple((self.names[row], float(said[row])) for row in order if said[row] > USUAL)
+        return tuple(
+            (self.names[row], float(said[row])) for row in order if said[row] > judging.USUAL
+        )
 
     def state(self) -> dict[str, Array]:
         """Everything remembered, by slot: copies, so that deciding may go on meanwhile.
@@ -428,34 +438,6 @@ def _label(name: str) -> int:
 def _own(array: Array, kind: type[np.generic]) -> Array:
     """The array as the kernels were compiled for: scores from shared memory are read-only."""
     return np.require(array, kind, ["C", "W", "A"])
-
-
-def _unused(views: tuple[str, ...], channels: int) -> set[str]:
-    """Parts of a state that these views do not have."""
-    unused: set[str] = set()
-    if channels == 1:
-        unused |= {"joint", "range"}
-    if profile.VIEWS[0] not in views:
-        unused |= {"profile"}
-    if profile.LONG not in views:
-        unused |= {"recent"}
-    if novelty.NAME not in views:
-        unused |= {"span", "marks", "poisson", "peaks"}
-    if week.NAME not in views:
-        unused |= {"week"}
-    return unused
-
-
-def _views(channels: int) -> tuple[str, ...]:
-    """Names of what this stage sees itself.
-
-    All but the hour are for keys of one channel. Among several, spikes that a channel has anyway
-    are novel too often, and some channel or other always drifts off its hours (event recall at
-    0.1 %: SMD .52 with hour_mean and .64 without, ASD .70 and .84).
-    """
-    if channels > 1:
-        return profile.VIEWS[:1]
-    return (*profile.VIEWS, novelty.NAME, poisson.NAME, week.NAME)
 
 
 def _table(components: tuple[Component, ...], views: int) -> I64:

@@ -3,8 +3,8 @@
 Records come in grouped order. Everything a record's decision needs beside the batch lies in State,
 indexed by slot, so no decision depends on where batches were cut or on which keys came along.
 Components are rows: those of the scorer first, then this stage's own views of the values, if any:
-hour (profile.py), and for keys of one channel hour_mean, hour_long, novel (novelty.py), count
-(poisson.py) and week (week.py).
+hour (profile.py) and count (poisson.py); for keys of one channel hour, hour_mean, hour_long, novel
+(novelty.py), count and week (week.py).
 """
 
 import math
@@ -59,19 +59,19 @@ class State(NamedTuple):
     total: I64  # (S,) records so far
     held: F64  # (S, coarse components, C) score of the last block, NaN before the first
     calibration: F64  # (S, rows * C, 7)
-    joint: F64  # (S, 1, 7) of all channels together
+    joint: F64  # (S, 2, 7) of all channels together, see judging.py
     promise: F64  # (S, 3)
     profile: F64  # (S, C, views, 25, 3), or S = 0 where there is none
     recent: F64  # (S, C, 64), likewise
     range: F64  # (S, C, 2) smallest and largest value, NaN before the first; S = 0 where C is 1
     span: F64  # (S, 4) of values known, or S = 0 where there is none
     marks: U8  # (S, 256), likewise
-    poisson: F64  # (S, 68), likewise
-    peaks: F64  # (S, 8), likewise
-    week: F64  # (S, 535), likewise
+    poisson: F64  # (S, C, 68), likewise
+    peaks: F64  # (S, C, 8), likewise
+    week: F64  # (S, 1, 535), likewise
     miss: F64  # (S, C) mean distance between what models expect and what comes
     times: I64  # (S, 76) time of every 8th record
-    chance: F64  # (S, 2)
+    chance: F64  # (S, 3)
     incident: I64  # (S, 7)
 
 
@@ -108,8 +108,8 @@ class Scratch(NamedTuple):
     worth: F64  # (rows,) log10 of trust
     reach: F64  # (rows,) see judging.py
     belief: F64  # (rows, C) likewise
-    teaches: F64  # (rows,) likewise
-    sums: F64  # (2,) what came and what was due, see poisson.py
+    teaches: F64  # (rows, C) likewise
+    sums: F64  # (C, 2) what came and what was due, see poisson.py
 
 
 class Out(NamedTuple):
@@ -124,7 +124,7 @@ class Out(NamedTuple):
     expected: F64  # (N, C)
     spread: F64  # (N, C) band around it, to one side
     said: F64  # (N, rows) of the channel that weighs most
-    sums: F64  # (N, 2) as of Scratch
+    sums: F64  # (N, 2) of the channel that weighs most, as of Scratch
     evidence: F64  # (N, C), or (0, C) where nobody asks
 
 
@@ -196,12 +196,13 @@ def _widen(ranges: F64, slot: int, values: F64, at: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _blame(
-    evidence: F64, now: F64, table: I64, engine: int, ranges: F64, slot: int, far: F64
+    evidence: F64, now: F64, table: I64, engine: int, ranges: F64, slot: int, far: F64, sole: int
 ) -> None:
     """Weigh what is said of each channel by its distance from its past, in parts of its range.
 
     A tail says how rare that is for this channel, not how far: one that hardly ever moves and then
     does a little is as rare as one that goes through the roof. Nothing where nothing is a distance.
+    `sole`: the channel that was judged alone weighs most, -1 where there is none.
     """
     farthest = 0.0
     for channel in range(now.shape[1]):
@@ -215,6 +216,8 @@ def _blame(
     if 0.0 < farthest < math.inf:
         for channel in range(now.shape[1]):
             evidence[channel] *= max(far[channel], NEAR * farthest)
+    if sole >= 0:
+        evidence[sole] += max(evidence.max(), judging.USUAL)
 
 
 @njit(cache=True, nogil=True)
@@ -255,11 +258,12 @@ def _explain(
     slot, fired = out.episode[found, SLOT], out.episode[found, FIRED]
     worst = _shares(scratch.evidence, out.share, found)
     out.said[found] = scratch.said[:, worst]
-    out.sums[found] = scratch.sums
+    out.sums[found] = scratch.sums[worst]
     for channel in range(channels):
-        if fired >= engine:
-            out.expected[found, channel] = scratch.usual[fired - engine, channel]
-            out.spread[found, channel] = scratch.spread[fired - engine, channel]
+        view = fired - engine
+        if view >= 0 and not math.isnan(scratch.usual[view, channel]):
+            out.expected[found, channel] = scratch.usual[view, channel]
+            out.spread[found, channel] = scratch.spread[view, channel]
         else:
             at = base * channels + channel * records + t
             anchor = batch.anchor[key * channels + channel]
@@ -325,23 +329,28 @@ def _view(
         belief[engine:],
     )  # fmt: skip
     novel = len(profile.VIEWS)
-    if strange.shape[0] > novel:
+    alone, count = strange.shape[0] > novel, 1
+    if alone:
+        count = novel + 1
         strange[novel, 0], usual[novel, 0] = novelty.look(
             state.span, state.marks, slot, values[at, 0]
         )
-        count = novel + 1
-        nats, usual[count, 0], scratch.spread[count, 0] = poisson.look(
-            state.poisson, slot, time_ms, values[at, 0], scratch.sums
+    for channel in range(values.shape[1]):
+        nats, usual[count, channel], scratch.spread[count, channel] = poisson.look(
+            state.poisson[slot, channel], time_ms, values[at, channel], scratch.sums[channel]
         )
-        strange[count, 0] = math.nan
+        strange[count, channel] = math.nan
         if not math.isnan(nats):
-            strange[count, 0] = peaks.judge(state.peaks, slot, nats)
-            peaks.learn(state.peaks, slot, nats, rate)
-        level, last = novel + 2, scratch.teaches.shape[0] - 1
+            tail = state.peaks[slot, channel]
+            strange[count, channel] = peaks.judge(tail, nats)
+            peaks.learn(tail, nats, rate)
+    if alone:
+        level, last = count + 1, engine + count + 1
+        belief[last, 0] = week.believed(state.week[slot, 0], time_ms)
         strange[level, 0], usual[level, 0], scratch.spread[level, 0], begun = week.look(
-            state.week, slot, time_ms, values[at, 0]
+            state.week[slot, 0], time_ms, values[at, 0]
         )
-        scratch.teaches[last] = week.teaches(
+        scratch.teaches[last, 0] = week.teaches(
             state.calibration, slot, last, strange[level, 0], begun
         )
 
@@ -382,7 +391,7 @@ def decide_batch(
         if views:
             _view(state, slot, time_ms[at], values, at, engine, now, belief, scratch, rule.rate)
         out.score[at] = _sustained(now, table, engine, weight, base * channels + t, records)
-        every, rare, fired = judging.judge(
+        every, rare, fired, sole = judging.judge(
             now, trust, ranks, tails, worth, reach, belief, teaches, calibration, joint, evidence,
             scratch.said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip
@@ -391,15 +400,16 @@ def decide_batch(
             p = math.exp(-promise.kept(lines, slot, rare, age) * calibrate.LN10)
             if age >= promise.BEGIN:
                 promise.follow(lines, slot, rare)
-        passed = incident.gate(state.chance, slot, event)
+        passed = incident.gate(state.chance, slot, incident.GATE, event)
         out.p[at] = p
         out.event[at] = event if passed else 0.0
         if limited:
             factor = budget.allowed(
                 debt, clock, part[step], time_ms[at], account.share, account.step_ms, account.growth
             )
+        may_open = incident.gate(state.chance, slot, incident.GATE_P, -math.log10(p)) and warm
         kind = incident.follow(
-            incidents, state.chance, slot, time_ms[at], p, passed and warm, fired,
+            incidents, state.chance, slot, time_ms[at], p, may_open, fired,
             rule.probability, rule.update_factor, rule.quiet, factor,
         )  # fmt: skip
         out.judged[at] = 2 if kind == incident.HELD else warm and fired >= 0
@@ -407,17 +417,16 @@ def decide_batch(
         if channels > 1:
             _widen(ranges, slot, values, at)
             if told or asked:
-                _blame(evidence, now, table, engine, ranges, slot, scratch.far)
+                _blame(evidence, now, table, engine, ranges, slot, scratch.far, sole)
         if asked:
             out.evidence[at] = evidence
-        origin = (key, records, t, base)
         if told:
             _record(out, found, at, kind, slot, incidents)
-            _explain(state, batch, scratch, out, engine, found, origin)
+            _explain(state, batch, scratch, out, engine, found, (key, records, t, base))
             found += 1
         if limited and kind == incident.OPENED:
             budget.spend(debt, part[step])
-        _remember(state, slot, age, batch, origin)
+        _remember(state, slot, age, batch, (key, records, t, base))
     for key in range(touched.shape[0]):
         count[touched[key]] += counts[key]
     return found

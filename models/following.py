@@ -44,7 +44,7 @@ def _follow(
     debt, clock, part, share = account.debt, account.clock, account.partition, account.share
     for index in range(slots.shape[0]):
         slot, r = slots[index], rare[index]
-        passes = incident.gate(chance, slot, r)
+        passes = incident.gate(chance, slot, incident.GATE, r)
         event[index] = r if passes else 0.0
         if share > 0.0:
             factor = budget.allowed(

@@ -7,9 +7,10 @@
 Where a budget asks for more than `probability` (budget.py) and p does not reach it, a calm key is
 hushed instead, which says nothing; it opens once p does, and is calm again when it was quiet.
 
-The gate lets a score through that is at least as rare as everything lately: M <- max(M * d, rare),
-half-life 20 records. State is float64 and int64 rows by slot; zeros, and LATEST at the smallest
-int64, are a new key.
+A gate lets through what is at least as rare as everything lately: M <- max(M * d, rare), half-life
+20 records. Alerts have one, of -log10 p, and event scores another, of what ranks them: what has a
+part in p alone is not to wait for the other. State is float64 and int64 rows by slot; zeros, and
+LATEST at the smallest int64, are a new key.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ GATE_DECAY = 0.5 ** (1.0 / 20.0)
 KEEP = 10.0  # An incident whose p wavers around the line is one incident, not many.
 NEVER = int(np.iinfo(np.int64).min)
 
-GATE, REPORTED = range(2)  # columns of the float64 row: M, p at the last open or update
+GATE, REPORTED, GATE_P = range(3)  # columns of the float64 row: M; p at the last open or update
+CHANCES = 3
 OPEN, SINCE, QUIET, FIRED, ORDINAL, LATEST, REPEATS = range(7)  # columns of the int64 row
 
 CALM, LIVE, HUSHED = range(3)  # in column OPEN
@@ -94,10 +96,10 @@ class Decided:
 
 
 @njit(cache=True, nogil=True)
-def gate(chance: F64, slot: int, rare: float) -> bool:
-    """Whether -log10 p is at least as rare as everything lately; remembers it."""
-    level = chance[slot, GATE]
-    chance[slot, GATE] = max(level * GATE_DECAY, rare)
+def gate(chance: F64, slot: int, which: int, rare: float) -> bool:
+    """Whether it is at least as rare as everything lately; remembers it. `which`: the column."""
+    level = chance[slot, which]
+    chance[slot, which] = max(level * GATE_DECAY, rare)
     return rare >= level
 
 

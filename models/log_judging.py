@@ -118,7 +118,7 @@ def judge(
     rows = strange.shape[1]
     trust, worth, reach = np.ones(rows), np.zeros(rows), np.full(rows, np.inf)
     ranks, tails = trust, worth  # all of them have a part in both, and none a tail of its own
-    teaches = reach  # and every score is learnt as it is
+    teaches = np.full((rows, 1), np.inf)  # and every score is learnt as it is
     said, evidence, known = np.zeros((rows, 1)), np.zeros(1), np.empty(calibrate.COLUMNS)
     belief = np.ones((rows, 1))
     done = 0
@@ -128,7 +128,7 @@ def judge(
         slot = slots[n]
         now = strange[n].reshape(rows, 1)
         known[:] = state.calibration[slot, RUSH]
-        every, heard, fired = judging.judge(
+        every, heard, fired, _ = judging.judge(
             now, trust, ranks, tails, worth, reach, belief, teaches, state.calibration,
             state.calibration, evidence, said, slot, rule.warmup, rule.rate, rule.excess_rate,
         )  # fmt: skip

@@ -12,7 +12,7 @@ GAP scores lay below the line, and only its largest excess teaches. With P of th
 by the moments of a Pareto tail, shape at least 1 / P, see `calibrate.promised`. A cluster has
 several scores above the line and fewer far above it, so p is rather too large than too small.
 
-State is `peaks[slot, 0..7]`; zeros are new. Scores are finite and >= 0.
+State is `row[0..7]`; zeros are new. Scores are finite and >= 0.
 """
 
 import math
@@ -36,18 +36,18 @@ COLUMNS = 8
 
 
 @njit(cache=True, nogil=True)
-def judge(peaks: F64, slot: int, score: float) -> float:
+def judge(row: F64, score: float) -> float:
     """-log10 p of a score, 0 to `calibrate.STRANGEST`. Changes nothing."""
-    line, mean = peaks[slot, LINE], peaks[slot, EXCESS]
+    line, mean = row[LINE], row[EXCESS]
     if score <= line:
         return calibrate.BODY * (score / line) if line > 0.0 else 0.0
-    known = peaks[slot, PEAKS]
+    known = row[PEAKS]
     if known < PEAKS_MIN:
         return calibrate.BODY
-    scale = max(mean, calibrate.EXCESS_MIN * peaks[slot, MEAN])
+    scale = max(mean, calibrate.EXCESS_MIN * row[MEAN])
     if scale <= 0.0:
         return calibrate.BODY
-    spread, shape = peaks[slot, SQUARE] - mean * mean, 0.0
+    spread, shape = row[SQUARE] - mean * mean, 0.0
     if spread > 0.0:
         shape = min(max(0.5 * (1.0 - mean * mean / spread), 0.0), calibrate.SHAPE_MAX)
         scale *= 1.0 - shape
@@ -57,32 +57,32 @@ def judge(peaks: F64, slot: int, score: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def learn(peaks: F64, slot: int, score: float, rate: float) -> None:
+def learn(row: F64, score: float, rate: float) -> None:
     """Take one score into account. `rate`: of `calibrate.rates`."""
-    count = peaks[slot, COUNT] + 1.0
-    peaks[slot, COUNT] = count
+    count = row[COUNT] + 1.0
+    row[COUNT] = count
     if count == 1.0:
-        peaks[slot, MEAN] = score
-        peaks[slot, LINE] = score
-    mean, line = peaks[slot, MEAN], peaks[slot, LINE]
+        row[MEAN] = score
+        row[LINE] = score
+    mean, line = row[MEAN], row[LINE]
     mean += max(rate, 1.0 / count) * ((min(score, MILD * line) if line > 0.0 else score) - mean)
-    peaks[slot, MEAN] = mean
-    step = max(rate, 1.0 / (0.2 * count + 1.0)) * (mean + peaks[slot, EXCESS]) * 3.0
+    row[MEAN] = mean
+    step = max(rate, 1.0 / (0.2 * count + 1.0)) * (mean + row[EXCESS]) * 3.0
     line += step * (calibrate.QUANTILE if score > line else calibrate.QUANTILE - 1.0)
     line = max(line, 0.0)
-    peaks[slot, LINE] = line
+    row[LINE] = line
     if score > line:
-        peaks[slot, TOP] = max(peaks[slot, TOP], score - line)
-        peaks[slot, BELOW] = 0.0
+        row[TOP] = max(row[TOP], score - line)
+        row[BELOW] = 0.0
         return
-    peaks[slot, BELOW] += 1.0
-    if peaks[slot, BELOW] < GAP or peaks[slot, TOP] == 0.0:
+    row[BELOW] += 1.0
+    if row[BELOW] < GAP or row[TOP] == 0.0:
         return
-    known, over = peaks[slot, PEAKS] + 1.0, peaks[slot, TOP]
-    peaks[slot, PEAKS] = known
-    peaks[slot, TOP] = 0.0
+    known, over = row[PEAKS] + 1.0, row[TOP]
+    row[PEAKS] = known
+    row[TOP] = 0.0
     if known > CLIP_FROM:
-        over = min(over, CLIP * (peaks[slot, EXCESS] + mean))
+        over = min(over, CLIP * (row[EXCESS] + mean))
     gain = max(1.0 / PEAKS_KEPT, 1.0 / known)
-    peaks[slot, EXCESS] += gain * (over - peaks[slot, EXCESS])
-    peaks[slot, SQUARE] += gain * (over * over - peaks[slot, SQUARE])
+    row[EXCESS] += gain * (over - row[EXCESS])
+    row[SQUARE] += gain * (over * over - row[SQUARE])

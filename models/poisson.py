@@ -16,7 +16,7 @@ hour is seen, though none of its zeros is rare.
 than to a twentieth: without, every day that has 15 % more than the last is an incident of a counter
 of 300 a minute. What is strange for 256 records is the new level.
 
-State is `poisson[slot, ...]`, see the columns. Zeros are new.
+State is `row[...]`, see the columns. Zeros are new.
 """
 
 import math
@@ -52,9 +52,7 @@ COLUMNS = VISITS + HOURS
 
 
 @njit(cache=True, nogil=True)
-def look(
-    poisson: F64, slot: int, time_ms: int, value: float, sums: F64
-) -> tuple[float, float, float]:
+def look(row: F64, time_ms: int, value: float, sums: F64) -> tuple[float, float, float]:
     """Judge a value, then learn it: (score, what was due, twice the deviation of that).
 
     The score is NaN where the values are no counts, or what is due is not known yet. `sums`: out,
@@ -64,101 +62,101 @@ def look(
     if math.isnan(value):
         return math.nan, math.nan, math.nan
     if not 0.0 <= value <= LARGEST or value != math.floor(value):
-        poisson[slot, WHOLE] = 0.0
+        row[WHOLE] = 0.0
         return math.nan, math.nan, math.nan
-    poisson[slot, WHOLE] += 1.0
-    base = _base(poisson, slot, time_ms)
+    row[WHOLE] += 1.0
+    base = _base(row, time_ms)
     hour = (time_ms // HOUR_MS) % HOURS
-    visits = poisson[slot, VISITS + hour] + 1.0
-    poisson[slot, VISITS + hour] = visits
-    poisson[slot, MEAN + hour] += max(RATE, 1.0 / visits) * (value - poisson[slot, MEAN + hour])
+    visits = row[VISITS + hour] + 1.0
+    row[VISITS + hour] = visits
+    row[MEAN + hour] += max(RATE, 1.0 / visits) * (value - row[MEAN + hour])
     if not base > 0.0:
         return math.nan, math.nan, math.nan
-    due = base * _level(poisson, slot)
-    poisson[slot, LEVEL] = LEVEL_KEEP * poisson[slot, LEVEL] + value
-    poisson[slot, LEVEL_DUE] = LEVEL_KEEP * poisson[slot, LEVEL_DUE] + base
-    poisson[slot, JUDGED] += 1.0
-    score = _quiet(poisson, slot, value, due)
-    sums[CAME], sums[SUM_DUE] = 0.0, poisson[slot, QUIET]
+    due = base * _level(row)
+    row[LEVEL] = LEVEL_KEEP * row[LEVEL] + value
+    row[LEVEL_DUE] = LEVEL_KEEP * row[LEVEL_DUE] + base
+    row[JUDGED] += 1.0
+    score = _quiet(row, value, due)
+    sums[CAME], sums[SUM_DUE] = 0.0, row[QUIET]
     for at in range(SUMS):
-        said = _sum(poisson, slot, at, value, due)
+        said = _sum(row, at, value, due)
         if said > score or (at == 0 and value > 0.0):
             score = max(score, said)
-            sums[CAME] = (1.0 + KEEP[at]) * poisson[slot, SEEN + at]
-            sums[SUM_DUE] = (1.0 + KEEP[at]) * poisson[slot, DUE + at]
-    poisson[slot, LASTED] = poisson[slot, LASTED] + 1.0 if score > STRANGE else 0.0
-    if poisson[slot, LASTED] >= LASTS:
-        _resettle(poisson, slot)
-    width = 2.0 * math.sqrt(due * _spread(poisson, slot, 0, due))
-    return score if poisson[slot, WHOLE] >= WHOLE_MIN else math.nan, due, width
+            sums[CAME] = (1.0 + KEEP[at]) * row[SEEN + at]
+            sums[SUM_DUE] = (1.0 + KEEP[at]) * row[DUE + at]
+    row[LASTED] = row[LASTED] + 1.0 if score > STRANGE else 0.0
+    if row[LASTED] >= LASTS:
+        _resettle(row)
+    width = 2.0 * math.sqrt(due * _spread(row, 0, due))
+    return score if row[WHOLE] >= WHOLE_MIN else math.nan, due, width
 
 
 @njit(cache=True, nogil=True)
-def _base(poisson: F64, slot: int, time_ms: int) -> float:
+def _base(row: F64, time_ms: int) -> float:
     """Mean at a time of the day, at level 1; NaN where its hour is not known yet."""
     place = (time_ms % (HOURS * HOUR_MS)) / HOUR_MS
     hour = int(place)
-    if poisson[slot, VISITS + hour] < VISITS_MIN:
+    if row[VISITS + hour] < VISITS_MIN:
         return math.nan
-    mean, part = poisson[slot, MEAN + hour], place - hour - 0.5
+    mean, part = row[MEAN + hour], place - hour - 0.5
     other = (hour + (1 if part > 0.0 else HOURS - 1)) % HOURS
-    if poisson[slot, VISITS + other] < VISITS_MIN:
+    if row[VISITS + other] < VISITS_MIN:
         return mean
-    return mean + abs(part) * (poisson[slot, MEAN + other] - mean)
+    return mean + abs(part) * (row[MEAN + other] - mean)
 
 
 @njit(cache=True, nogil=True)
-def _level(poisson: F64, slot: int) -> float:
+def _level(row: F64) -> float:
     """What comes lately over what its hours have; one of each to begin with."""
-    return (poisson[slot, LEVEL] + 1.0) / (poisson[slot, LEVEL_DUE] + 1.0)
+    return (row[LEVEL] + 1.0) / (row[LEVEL_DUE] + 1.0)
 
 
 @njit(cache=True, nogil=True)
-def _sum(poisson: F64, slot: int, at: int, value: float, due: float) -> float:
+def _sum(row: F64, at: int, value: float, due: float) -> float:
     """Add to a sum, judge it, and learn how it spreads."""
     keep = KEEP[at]
-    seen = keep * poisson[slot, SEEN + at] + value
-    mean = keep * poisson[slot, DUE + at] + due
-    poisson[slot, SEEN + at] = seen
-    poisson[slot, DUE + at] = mean
+    seen = keep * row[SEEN + at] + value
+    mean = keep * row[DUE + at] + due
+    row[SEEN + at] = seen
+    row[DUE + at] = mean
     # A sum whose weights fall varies by mean / (1 + keep): as the count of so many times more does.
     seen, mean = (1.0 + keep) * seen, (1.0 + keep) * mean
     nats = max(seen * math.log(seen / mean) - seen + mean, 0.0) if seen > 0.0 else mean
-    spread = _spread(poisson, slot, at, mean)
-    gain = max(SPREAD_RATE, 1.0 / poisson[slot, JUDGED])
+    spread = _spread(row, at, mean)
+    gain = max(SPREAD_RATE, 1.0 / row[JUDGED])
     deviance = min(2.0 * nats, SPREAD_CLIP * spread)
-    poisson[slot, SPREAD + at] += gain * (deviance - poisson[slot, SPREAD + at])
+    row[SPREAD + at] += gain * (deviance - row[SPREAD + at])
     return nats / spread
 
 
 @njit(cache=True, nogil=True)
-def _spread(poisson: F64, slot: int, at: int, mean: float) -> float:
+def _spread(row: F64, at: int, mean: float) -> float:
     """Variance over mean, of a sum."""
-    return max(poisson[slot, SPREAD + at], 1.0 + UNSURE * mean)
+    return max(row[SPREAD + at], 1.0 + UNSURE * mean)
 
 
 @njit(cache=True, nogil=True)
-def _quiet(poisson: F64, slot: int, value: float, due: float) -> float:
+def _quiet(row: F64, value: float, due: float) -> float:
     """What was due since anything but 0 came, over what usually is by then, 1 at least."""
-    quiet = poisson[slot, QUIET] + due
+    quiet = row[QUIET] + due
     if value == 0.0:
-        poisson[slot, QUIET] = quiet
-        return quiet / max(poisson[slot, QUIET_MEAN], 1.0)
-    quiets = min(poisson[slot, QUIETS] + 1.0, 1.0 / SPREAD_RATE)
-    poisson[slot, QUIETS] = quiets
-    poisson[slot, QUIET_MEAN] += (quiet - poisson[slot, QUIET_MEAN]) / quiets
-    poisson[slot, QUIET] = 0.0
+        row[QUIET] = quiet
+        return quiet / max(row[QUIET_MEAN], 1.0)
+    quiets = min(row[QUIETS] + 1.0, 1.0 / SPREAD_RATE)
+    row[QUIETS] = quiets
+    row[QUIET_MEAN] += (quiet - row[QUIET_MEAN]) / quiets
+    row[QUIET] = 0.0
     return 0.0
 
 
 @njit(cache=True, nogil=True)
-def _resettle(poisson: F64, slot: int) -> None:
+def _resettle(row: F64) -> None:
     """Take what came lately as the level."""
-    level = _level(poisson, slot)
-    poisson[slot, LEVEL] = poisson[slot, SEEN + SUMS - 1]
-    poisson[slot, LEVEL_DUE] = poisson[slot, DUE + SUMS - 1] / level
+    level = _level(row)
+    row[LEVEL] = row[SEEN + SUMS - 1]
+    row[LEVEL_DUE] = row[DUE + SUMS - 1] / level
     for at in range(SUMS):
-        poisson[slot, SEEN + at] = 0.0
-        poisson[slot, DUE + at] = 0.0
-    poisson[slot, QUIET] = 0.0
-    poisson[slot, LASTED] = 0.0
+        row[SEEN + at] = 0.0
+        row[DUE + at] = 0.0
+    row[QUIET] = 0.0
+    row[LASTED] = 0.0

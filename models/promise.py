@@ -10,11 +10,11 @@ one record in 1,000 exceeds, a second one, `gap` above it, that of one in 10,000
              = 4 + (r - line - gap)        beyond it
 
     line += 1.5 * ((r > line) - 0.001)                          after each record
-    gap  += 0.2 * ((r > line + gap) - 0.1)                      after each that exceeds the line
+    gap  += 0.4 * ((r > line + gap) - 0.1)                      after each that exceeds the line
 
 Adaptive conformal inference (Gibbs & Candes 2021, NeurIPS): whatever the distribution, the share
 beyond the line tends to what it should be. The line never rises more than 1.25 above its own mean
-of the last 2,000 records, and the gap stays within 0.3 and 2: no incident may buy silence. Below
+of the last 2,000 records, and the gap stays within 0.7 and 2: no incident may buy silence. Below
 1e-4 nothing is promised: there the fits' own tail ranks. Lines that few records have moved may lie
 low by chance: where they make a record rarer than r, or 4, says, a key of t records is believed
 t / (t + 1,000) of the difference.
@@ -35,7 +35,7 @@ KNOWN = 1_000.0  # records after which half of what the lines add beyond 1e-4 is
 LINE_START, LINE_MIN, LINE_STEP = 2.6, 1.0, 1.5
 ROOM = 1.25  # of the line above its mean
 USUAL_RATE = 1.0 / 2_000.0
-GAP_START, GAP_MIN, GAP_MAX, GAP_STEP = 0.75, 0.3, 2.0, 0.2
+GAP_START, GAP_MIN, GAP_MAX, GAP_STEP = 0.85, 0.7, 2.0, 0.4
 RATE, RATE_BEYOND = 1e-3, 0.1
 FARTHEST = 400.0  # No line is so far from where it began: nothing so rare is said.
 

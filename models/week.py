@@ -14,10 +14,10 @@ to e is bounded: single ones are for others to judge. No say before an hour had 
 
 z has no unit, so its calibrator (calibrate.py) begins as if it had been taught what is measured of
 made-up keys, and goes on from there. It is taught once an hour, as records of one hour say the
-same, and no score teaches more than twice the line: a strange day must not grow usual by noon.
+same, and no score teaches more than four times the line: a strange day must not grow usual by noon.
 
-State of a key of one channel is `week[slot, 0..534]`: mean, variance and weeks of 168 hours, `pool`
-of 24, then what the names below say. Zeros are new. It knows no time zones and no holidays.
+State of a channel is `row[0..534]`: mean, variance and weeks of 168 hours, `pool` of 24, then what
+the names below say. Zeros are new. It knows no time zones and no holidays.
 """
 
 import math
@@ -43,8 +43,9 @@ LATE_HOURS = 24  # A record that is late by no more is judged, and teaches no ho
 
 # Of z, a record every 1 to 30 minutes, 10 weeks: 0.97 quantile 2.2 to 2.8, mean beyond it .6 to .7.
 Z_MEAN, Z_LINE, Z_EXCESS = 0.8, 2.4, 0.65
-Z_ABOVE = 40.0  # excesses that this counts for
-TEACHES = 2.0  # lines
+Z_ABOVE = 20.0  # excesses that this counts for
+TEACHES = 4.0  # lines
+KNOWN = 5.0  # weeks of an hour before all that it says is believed
 
 MEAN, VARIANCE, WEEKS = 0, HOURS, 2 * HOURS
 POOL = 3 * HOURS
@@ -97,14 +98,14 @@ def _usual(row: F64, time_ms: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def look(week: F64, slot: int, time_ms: int, value: float) -> tuple[float, float, float, bool]:
+def look(row: F64, time_ms: int, value: float) -> tuple[float, float, float, bool]:
     """Judge a value by its hour of the week, then learn it.
 
     Returns:
         z, what was expected, twice the deviation from that, all NaN where the hour is not known, z
         where the value is missing, too; and whether this is the first record of an hour.
     """
-    row, hour, begun, late = week[slot], time_ms // HOUR_MS, False, False
+    hour, begun, late = time_ms // HOUR_MS, False, False
     known = abs(value) <= VALUE_MAX
     if known and row[COUNT] > 0.0:
         late = -LATE_HOURS <= hour - row[HOUR] < 0.0
@@ -128,6 +129,12 @@ def look(week: F64, slot: int, time_ms: int, value: float) -> tuple[float, float
     far = min(max((value - usual) / (spread + 1e-12), -FARTHEST), FARTHEST)
     row[SMOOTH] += max(since / (since + SMOOTH_MS), GAIN_MIN) * (far - row[SMOOTH])
     return abs(row[SMOOTH]), usual, 2.0 * spread, begun
+
+
+@njit(cache=True, nogil=True)
+def believed(row: F64, time_ms: int) -> float:
+    """How far what this hour says is believed, 0 .. 1: of few weeks, deviations are too small."""
+    return min(row[WEEKS + (time_ms // HOUR_MS) % HOURS] / KNOWN, 1.0)
 
 
 @njit(cache=True, nogil=True)

@@ -20,11 +20,11 @@ def _said(values: F64, step_ms: int = MINUTE_MS) -> F64:
     state, tail = np.zeros((1, poisson.COLUMNS)), np.zeros((1, peaks.COLUMNS))
     out, sums = np.empty((values.shape[0], 4)), np.empty(2)
     for at, value in enumerate(values):
-        nats, due, width = poisson.look(state, 0, at * step_ms, value, sums)
+        nats, due, width = poisson.look(state[0], at * step_ms, value, sums)
         said = 0.0
         if not math.isnan(nats):
-            said = peaks.judge(tail, 0, nats)
-            peaks.learn(tail, 0, nats, RATE)
+            said = peaks.judge(tail[0], nats)
+            peaks.learn(tail[0], nats, RATE)
         out[at] = nats, due, width, said
     return out
 
@@ -80,12 +80,12 @@ def test_what_came_and_what_was_due_is_told() -> None:
     counts[-20:] = 0.0
     state, sums = np.zeros((1, poisson.COLUMNS)), np.empty(2)
     for at, value in enumerate(counts):
-        poisson.look(state, 0, at * MINUTE_MS, value, sums)
+        poisson.look(state[0], at * MINUTE_MS, value, sums)
     assert sums[poisson.CAME] < 0.1 * sums[poisson.SUM_DUE]  # next to nothing,
     assert sums[poisson.SUM_DUE] > 10.0
-    poisson.look(state, 0, counts.shape[0] * MINUTE_MS, 60.0, sums)
+    poisson.look(state[0], counts.shape[0] * MINUTE_MS, 60.0, sums)
     assert sums[poisson.CAME] > 2.0 * sums[poisson.SUM_DUE]  # and now far more than was due
-    poisson.look(state, 0, counts.shape[0] * MINUTE_MS, math.nan, sums)
+    poisson.look(state[0], counts.shape[0] * MINUTE_MS, math.nan, sums)
     assert np.isnan(sums).all()
 
 
@@ -140,8 +140,8 @@ def test_a_missing_value_leaves_no_trace() -> None:
     state, sums = [np.zeros((1, poisson.COLUMNS)) for _ in range(2)], np.empty(2)
     for at, value in enumerate(counts):
         for each in state:
-            poisson.look(each, 0, at * MINUTE_MS, value, sums)
-        assert math.isnan(poisson.look(state[1], 0, at * MINUTE_MS, math.nan, sums)[0])
+            poisson.look(each[0], at * MINUTE_MS, value, sums)
+        assert math.isnan(poisson.look(state[1][0], at * MINUTE_MS, math.nan, sums)[0])
     np.testing.assert_array_equal(state[0], state[1])
 
 
@@ -159,8 +159,8 @@ def test_peaks_of_exponential_scores_keep_their_word() -> None:
     for _ in range(40):
         tail, said = np.zeros((1, peaks.COLUMNS)), np.empty(8_000)
         for at, score in enumerate(random.exponential(1.0, 8_000)):
-            said[at] = peaks.judge(tail, 0, score)
-            peaks.learn(tail, 0, score, RATE)
+            said[at] = peaks.judge(tail[0], score)
+            peaks.learn(tail[0], score, RATE)
         shares += [(said[2_000:] > level).mean() * 10.0**level / 40.0 for level in (2, 3, 4)]
     assert shares == pytest.approx([1.0, 0.8, 0.6], abs=0.45)
 
@@ -168,13 +168,13 @@ def test_peaks_of_exponential_scores_keep_their_word() -> None:
 def test_a_cluster_teaches_its_largest_excess_once() -> None:
     tail = np.zeros((1, peaks.COLUMNS))
     for score in np.random.default_rng(11).exponential(1.0, 3_000):
-        peaks.learn(tail, 0, score, RATE)
+        peaks.learn(tail[0], score, RATE)
     before = tail.copy()
     for _ in range(50):
-        peaks.learn(tail, 0, 100.0, RATE)
+        peaks.learn(tail[0], 100.0, RATE)
     assert tail[0, peaks.PEAKS] - before[0, peaks.PEAKS] <= 1.0  # one that was open may have ended
-    assert peaks.judge(tail, 0, 100.0) > 6.0
+    assert peaks.judge(tail[0], 100.0) > 6.0
     for _ in range(int(peaks.GAP)):
-        peaks.learn(tail, 0, 0.0, RATE)
+        peaks.learn(tail[0], 0.0, RATE)
     assert tail[0, peaks.PEAKS] >= before[0, peaks.PEAKS] + 1.0
     assert tail[0, peaks.TOP] == 0.0

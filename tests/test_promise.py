@@ -62,7 +62,7 @@ def test_a_quiet_past_is_believed_the_more_the_longer_it_is() -> None:
         promise.follow(state, 0, 0.0)
     young, old = (promise.kept(state, 0, 6.0, age) for age in (0, 100_000))
     assert young == 6.0
-    assert old == pytest.approx(4.0 + 6.0 - 1.75, abs=0.05)
+    assert old == pytest.approx(4.0 + 6.0 - 1.85, abs=0.05)
     assert promise.kept(state, 0, 6.0, 1_000) == pytest.approx((young + old) / 2.0, abs=0.05)
 
 

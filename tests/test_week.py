@@ -77,7 +77,7 @@ def plain(time_ms: I64, x: F64) -> list[float]:
 
 def looked(time_ms: I64, x: F64) -> tuple[list[float], F64]:
     state = np.zeros((1, week.COLUMNS))
-    told = [week.look(state, 0, t, v)[0] for t, v in zip(time_ms.tolist(), x.tolist(), strict=True)]
+    told = [week.look(state[0], t, v)[0] for t, v in zip(time_ms.tolist(), x.tolist(), strict=True)]
     return told, state
 
 
@@ -98,16 +98,16 @@ def test_what_is_missing_or_late_teaches_no_hour() -> None:
     now = int(time_ms[-1])
     for value in (math.nan, math.inf, 1e200):
         before = state.copy()
-        strange, usual, spread, begun = week.look(state, 0, now + HOUR_MS, value)
+        strange, usual, spread, begun = week.look(state[0], now + HOUR_MS, value)
         assert math.isnan(strange)
         assert (math.isnan(usual), math.isnan(spread), begun) == (False, False, False)
         assert np.array_equal(state, before)
     before = state.copy()
-    strange, *_, begun = week.look(state, 0, now - 5 * HOUR_MS, 1e6)
+    strange, *_, begun = week.look(state[0], now - 5 * HOUR_MS, 1e6)
     assert (strange > 0.0, begun) == (True, False)
     changed = np.flatnonzero(state[0] != before[0]).tolist()
     assert changed == [week.SMOOTH, week.LAST]
-    week.look(state, 0, now - 90 * HOUR_MS, 1.0)  # a clock that was set: it goes on from there
+    week.look(state[0], now - 90 * HOUR_MS, 1.0)  # a clock that was set: it goes on from there
     assert state[0, week.HOUR] == (now - 90 * HOUR_MS) // HOUR_MS
 
 
@@ -116,10 +116,10 @@ def test_a_calibrator_begins_with_what_is_known_and_a_strange_day_teaches_little
     assert week.teaches(state, 0, 0, math.nan, True) == -1.0
     assert not state.any()
     assert week.teaches(state, 0, 0, 1.0, False) == -1.0  # within an hour
-    assert week.teaches(state, 0, 0, 1.0, True) == 2.0 * 2.4
+    assert week.teaches(state, 0, 0, 1.0, True) == 4.0 * 2.4
     assert calibrate.promised(state, 0, 0, 2.4) == pytest.approx(calibrate.BODY)
-    # 1.52 + 40 log10(1 + 9.6 / (40 * .65)): a Pareto tail of shape 1 / 40 beyond the line
-    assert calibrate.promised(state, 0, 0, 12.0) == pytest.approx(7.0, abs=0.1)
+    # 1.52 + 20 log10(1 + 9.6 / (20 * .65)): a Pareto tail of shape 1 / 20 beyond the line
+    assert calibrate.promised(state, 0, 0, 12.0) == pytest.approx(6.3, abs=0.1)
 
 
 # ---- in the decide stage -----------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_state_of_before_begins_its_weeks_anew_and_a_broken_one_is_refused() -
     assert not other.state()["calibration.week"].any()
     for column, value in ((week.VARIANCE, -1.0), (week.COUNT, -1.0), (week.MEAN, math.nan)):
         broken = saved["week"].copy()
-        broken[0, column] = value
+        broken[0, 0, column] = value
         with pytest.raises(ArtifactError, match="cannot be"):
             other.load(saved | {"week": broken})
 
@@ -197,7 +197,7 @@ def test_days_that_are_usual_on_another_day_are_rare_and_usual_saturdays_are_not
     backtest(spec("d", "in", decide=decide), built(shipped("lagbank")), source, out)
     p = pq.read_table(out, columns=["p_value"])["p_value"].to_numpy().reshape(records, keys)
     least = [p[last + (k % 4) * DAY :][:DAY, k].min() for k in range(8)]
-    assert sum(each <= 1e-4 for each in least) >= 6, least
+    assert sum(each <= 1e-3 for each in least) >= 7, least
     calm_keys = p[5 * 7 * DAY :, 8:]
     assert float((calm_keys <= 1e-3).mean()) < 3e-3  # 4 of 4,032 are to be expected
     saturdays = calm_keys.reshape(3, 7, DAY, 4)[:, 5]
