@@ -118,7 +118,9 @@ def test_a_value_that_is_usual_by_itself_is_not_said_to_be_unexpected() -> None:
     for sums, said in (((0.0, 31.2), "fewer"), ((12.5, 3.0), "more")):
         alert = from_episode(SPEC, b"k", AT, ORIGIN, replace(counted, sums=sums), "m@1")
         came, due = sums
-        where = f"{said} of cpu than usual for this hour, {came:g} where {due:g} were due: cpu is 40"
+        where = (
+            f"{said} of cpu than usual for this hour, {came:g} where {due:g} were due: cpu is 40"
+        )
         assert where in alert.words
         assert json.loads(alert.to_json())["counted"] == {"came": came, "due": due}
 
