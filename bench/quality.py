@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import quality_channels
 import quality_counters
 import quality_faults as faults
 import quality_log_lines as log_lines
@@ -300,6 +301,7 @@ PARTS: dict[str, Callable[[Bench], Section]] = {
     "alarms": alarms,
     "counters": quality_counters.counters,
     "weeks": quality_weeks.weeks,
+    "channels": quality_channels.channels,
     "loghub": lambda bench: logs.loghub(bench.folder),
     "log_lines": lambda bench: log_lines.lines(bench.room),
     "hdfs": lambda bench: logs.hdfs(bench.folder, bench.room),

@@ -34,6 +34,7 @@ NEEDS = {  # what each part of the report reads
     "loghub": ("loghub_2k",),
     "counters": (),
     "weeks": (),
+    "channels": (),
     "log_lines": (),
     "hdfs": ("hdfs/normal_sessions.txt", "hdfs/abnormal_sessions.txt"),
     "nsl_kdd": ("nsl_kdd.parquet",),
