@@ -175,7 +175,7 @@ class Detector(Settings):
         default=_SPEC.keys_max,
         ge=1,
         le=50_000_000,
-        description="Keys a partition may hold, about 7 KiB each and channel, 14 of one channel; "
+        description="Keys a partition may hold, about 8 KiB each and channel, 14 of one channel; "
         "`raywatch check` says what an owner needs. With `preset:logs`, whose keys have 194 KiB at "
         "most, 2,000 where it is not given; with `preset:traces`, 10 KiB, 10,000.",
     )
