@@ -336,8 +336,6 @@ def _columns(path: Path, spec: RecordSpec, batch: int) -> Iterator[FileBatch]:
         if block.num_rows > 0:
             yield _Rows(block, spec, first, unpacked(path).stem).decoded()
         first += block.num_rows
-    if first == 0:
-        raise ConfigError(f"`{path}` has no rows", hint="it has columns and nothing in them")
 
 
 class _Rows:

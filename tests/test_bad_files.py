@@ -162,7 +162,6 @@ GOOD = "\n".join(f'{{"host": "h{n % 3}", "ts": {n * 1_000}, "value": {n % 5}}}' 
         ("empty.jsonl", b"", "`{path}` is empty"),
         ("empty.csv", b"", "empty.csv"),
         ("empty.parquet", b"", "empty.parquet"),
-        ("rowless.csv", b"host,ts,value\n", "`{path}` has no rows"),
         ("wide.csv", "host,ts,value\nh,1,2\n".encode("utf-16"), "`{path}` is UTF-16"),
         ("wide.jsonl", GOOD.encode("utf-16"), "`{path}` is UTF-16"),
         ("torn.parquet", b"PAR1\x00\x01\x02", "torn.parquet"),
