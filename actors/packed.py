@@ -9,6 +9,7 @@ Names alone count. What a file of another name holds is not looked at. Arrow's b
 part between others for an error.
 """
 
+import codecs
 import io
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +22,7 @@ CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # as Arr
 PROGRAMS = {**CODECS, ".bz2": "bzip2"}  # that test and unpack them
 REFUSED = (".xz", ".zip", ".tar", ".tgz")  # endings of what holds no lines as it is
 READ_BYTES = 1_048_576  # that are unpacked at once
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def packed(path: Path) -> bool:
@@ -44,17 +46,32 @@ def must_be_readable(path: Path) -> None:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked. Raises OSError, also while they are read."""
+    """The bytes of a file, unpacked, without a byte order mark.
+
+    Raises OSError, also while they are read; ConfigError for UTF-16.
+    """
     file = path.open("rb")
-    if not packed(path):
-        return file
-    # Not by Arrow's own files: they take no name that is not UTF-8.
-    stream: Any = pa.CompressedInputStream(file, CODECS[path.suffix.lower()])
-    return cast("IO[bytes]", io.BufferedReader(stream, READ_BYTES))
+    if packed(path):
+        # Not by Arrow's own files: they take no name that is not UTF-8.
+        stream: Any = pa.CompressedInputStream(file, CODECS[path.suffix.lower()])
+        file = cast("io.BufferedReader", io.BufferedReader(stream, READ_BYTES))
+    head = file.peek(len(codecs.BOM_UTF8))
+    if head.startswith(UTF16):
+        file.close()
+        raise ConfigError(
+            f"`{path}` is UTF-16", hint="`iconv -f UTF-16 -t UTF-8` writes what can be read"
+        )
+    if head.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    return file
 
 
 def stream_of(path: Path) -> Any:
-    """The bytes of a file, unpacked, for Arrow's readers, whose threads want a file of Arrow's."""
+    """The bytes of a file, unpacked, for Arrow's readers, whose threads want a file of Arrow's.
+
+    Raises as `opened`.
+    """
+    opened(path).close()
     return pa.input_stream(path, compression=CODECS.get(path.suffix.lower()))
 
 

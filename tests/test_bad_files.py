@@ -162,6 +162,8 @@ GOOD = "\n".join(f'{{"host": "h{n % 3}", "ts": {n * 1_000}, "value": {n % 5}}}' 
         ("empty.jsonl", b"", "`{path}` is empty"),
         ("empty.csv", b"", "empty.csv"),
         ("empty.parquet", b"", "empty.parquet"),
+        ("wide.csv", "host,ts,value\nh,1,2\n".encode("utf-16"), "`{path}` is UTF-16"),
+        ("wide.jsonl", GOOD.encode("utf-16"), "`{path}` is UTF-16"),
         ("torn.parquet", b"PAR1\x00\x01\x02", "torn.parquet"),
         ("foreign.parquet", b"\x7fELF" + bytes(100), "foreign.parquet"),
         ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(64), "picture.png"),
@@ -195,6 +197,19 @@ def test_backtest_of_a_file_that_cannot_be_read_ends_with_2_and_its_name(
     assert said.format(path=source) in found.err
     assert "hint: " in found.err
     assert list(tmp_path.glob("out.parquet*")) == []
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv"])
+def test_a_byte_order_mark_costs_no_record(
+    tmp_path: Path, raywatch: Callable[..., Said], name: str
+) -> None:
+    text = "host,ts,value\nh,1,2\nh,2,3\n" if name == "in.csv" else GOOD
+    blob = text.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(compressed(blob, ".gz") if name.endswith(".gz") else blob)
+    words = ("backtest", written(tmp_path), tmp_path / name, "--output", tmp_path / "o.parquet")
+    found = raywatch(*words, "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["rejects"] == 0
 
 
 def test_backtest_of_a_torn_line_rejects_it_and_scores_the_rest(
