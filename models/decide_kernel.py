@@ -329,8 +329,8 @@ def _view(
         belief[engine:],
     )  # fmt: skip
     novel = len(profile.VIEWS)
-    alone, count = strange.shape[0] > novel, 1
-    if alone:
+    single, count = values.shape[1] == 1, 1
+    if single:
         count = novel + 1
         strange[novel, 0], usual[novel, 0] = novelty.look(
             state.span, state.marks, slot, values[at, 0]
@@ -344,7 +344,7 @@ def _view(
             tail = state.peaks[slot, channel]
             strange[count, channel] = peaks.judge(tail, nats)
             peaks.learn(tail, nats, rate)
-    if alone:
+    if single:
         level, last = count + 1, engine + count + 1
         belief[last, 0] = week.believed(state.week[slot, 0], time_ms)
         strange[level, 0], usual[level, 0], scratch.spread[level, 0], begun = week.look(
