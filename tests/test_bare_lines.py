@@ -292,7 +292,12 @@ def test_on_real_kafka_lines_of_a_plain_producer_are_read_with_and_without_keys(
     log, producer = KafkaLog(kafka.bootstrap), ck.Producer({"bootstrap.servers": kafka.bootstrap})
     places = [Partition(events, number) for number in range(2)]
     detector = replace(LANES.detector(), name=name, topics=(events,), group=name)
-    detector = replace(detector, alerts=f"{name}.alerts", rejects=f"{name}.rejects")
+    detector = replace(
+        detector,
+        alerts=f"{name}.alerts",
+        rejects=f"{name}.rejects",
+        decide=DecideSettings(probability=1e-3, warmup=300),
+    )
     rows: list[dict[str, Any]] = []
     try:
         log.create(events, 2, {"retention.ms": "-1"})  # times lie years back
