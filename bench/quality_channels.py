@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from quality_page import GOALS, Row, Section
+from quality_page import Row, Section, false_alarms, found_at
 from quality_sets import Labelled
 
 Array = NDArray[Any]
@@ -70,16 +70,7 @@ def channels(bench: Any) -> Section:
     rows: list[Row] = []
     for kind, made, faults in (("services", _service, SERVICES), ("hosts", _host, HOSTS)):
         calm, found = _measured(bench, kind, made, faults, random)
-        rows += [
-            Row(f"{kind}: false alarms at {level:g}, over nominal",
-                float((calm <= level).mean()) / level, GOALS.get(f"{level:g}"))
-            for level in LEVELS
-        ]  # fmt: skip
-        rows += [
-            Row(f"{kind}: {what}, at {level:g}", float(np.mean(np.array(least) <= level)))
-            for level in LEVELS
-            for what, least in found.items()
-        ]
+        rows += false_alarms(calm, LEVELS, f"{kind}: ") + found_at(found, LEVELS, f"{kind}: ")
     words = (
         f"{KEYS} made-up keys for each fault, {MINUTES:,} minutes each: services with "
         f"{REQUESTS:.0f} requests and {REQUESTS / 20.0:.0f} errors a minute and a latency, hosts "

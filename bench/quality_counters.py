@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from quality_page import GOALS, Row, Section
+from quality_page import Section, false_alarms, found_at
 from quality_sets import Labelled
 
 MINUTES, BEGIN = 8_000, (4_500, 7_500)  # of a counter; where something begins
@@ -56,16 +56,7 @@ def counters(bench: Any) -> Section:
         if what:
             found.setdefault(f"{what}, {rate} a minute", []).append(float(each[span].min()))
     plain = p[: len(RATES) * COUNTERS, SETTLED:]
-    rows = [
-        Row(f"false alarms at {level:g}, over nominal", float((plain <= level).mean()) / level,
-            GOALS.get(f"{level:g}"))
-        for level in LEVELS
-    ]  # fmt: skip
-    for level in LEVELS:
-        rows += [
-            Row(f"{what}, at {level:g}", float(np.mean(np.array(least) <= level)))
-            for what, least in found.items()
-        ]
+    rows = [*false_alarms(plain, LEVELS), *found_at(found, LEVELS)]
     words = (
         f"{COUNTERS} made-up counters of each kind, {MINUTES:,} minutes each: in their fourth or "
         "fifth day they stop for an hour, halve for three, or leap to three times for ten minutes. "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 WINS = 8  # published methods that are shown
 POINTS = 200  # of a line in a plot, each with its smallest and largest value: keeps files small
@@ -102,6 +103,24 @@ class Row:
             f"| {self.what} | **{_number(self.measured)}** | {_range(goal.reach)} | "
             f"{_range(goal.aim)} | {goal.published} | {verdict} |"
         )
+
+
+def false_alarms(p: NDArray[Any], levels: tuple[float, ...], of: str = "") -> list[Row]:
+    """How often p of ordinary records is as small as each level, over how often it should be."""
+    return [
+        Row(f"{of}false alarms at {level:g}, over nominal", float((p <= level).mean()) / level,
+            GOALS.get(f"{level:g}"))
+        for level in levels
+    ]  # fmt: skip
+
+
+def found_at(least: dict[str, list[float]], levels: tuple[float, ...], of: str = "") -> list[Row]:
+    """Share of faults, by name, whose least p is as small as each level."""
+    return [
+        Row(f"{of}{what}, at {level:g}", float(np.mean(np.array(each) <= level)))
+        for level in levels
+        for what, each in least.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from quality_page import GOALS, Row, Section
+from quality_page import Section, false_alarms, found_at
 from quality_sets import Labelled
 
 WEEKS, KNOWN = 10, 5  # of a key, and those in front of what is planted
@@ -86,24 +86,14 @@ def weeks(bench: Any) -> Section:
         plain = p[: 3 * KEYS, KNOWN * 7 * day :]
         calm.append(plain.ravel())
         saturdays += plain.reshape(3 * KEYS, -1, 7, day)[:, :, 5].min(axis=2).ravel().tolist()
-    usual = np.concatenate(calm)
     rows = [
-        Row(f"false alarms at {level:g}, over nominal", float((usual <= level).mean()) / level,
-            GOALS.get(f"{level:g}"))
-        for level in LEVELS
-    ]  # fmt: skip
-    rows.append(
-        Row(f"usual Saturdays with a record at {LEVELS[-1]:g}", _share(saturdays, LEVELS[-1]))
-    )
-    for level in LEVELS:
-        rows += [Row(f"{what}, at {level:g}", _share(each, level)) for what, each in found.items()]
+        *false_alarms(np.concatenate(calm), LEVELS),
+        *found_at({"usual Saturdays with a record": saturdays}, LEVELS[-1:]),
+        *found_at(found, LEVELS),
+    ]
     words = (
         f"Made-up keys of {WEEKS} weeks with working days and weekends, {KEYS} for each fault and "
         f"pace, which comes in one of the weeks {KNOWN + 1} to {WEEKS}. Days differ by 5 %. A day "
         "as Sunday: a working day that looks like one."
     )
     return Section("Telemetry: weeks", words, rows)
-
-
-def _share(least: list[float], level: float) -> float:
-    return float(np.mean(np.array(least) <= level))
